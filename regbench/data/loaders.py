@@ -1,0 +1,123 @@
+"""Loaders of image sets in memory: finished batches on the device, with no worker process and no loop over samples.
+
+What both loaders (and those of `streaming.py`) promise:
+- a batch is {"image": float32 (B, C, H, W) normalised, "label": int64 (B,), "index": int64 (B,) position in the split};
+- `len(loader)` is the number of batches, the same on every rank;
+- `set_epoch(e)` chooses the epoch; without it, each iteration of a training loader is the next epoch;
+- `sampler` is the loader itself: Lightning calls `loader.sampler.set_epoch(epoch)` when an epoch starts.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from regbench import seeding
+from regbench.data.augment import Augment, apply, draw, normalize
+from regbench.data.sets import Split
+
+Batch = dict[str, Tensor]
+
+
+class Loader:
+    """What the loaders share: length, epoch, and the `sampler` that Lightning looks for."""
+
+    epoch = 0
+    batch_sampler = None  # Lightning reads it of every loader that has a `sampler`
+
+    def __init__(self, batches: int):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @property
+    def sampler(self) -> "Loader":
+        return self
+
+
+class EpochPlan:
+    """The order and the augmentation of one rank's share of the training batches.
+
+    All ranks draw the same global batches and take every world-th row, starting at their rank: so any number of
+    processes sees the batches that one process sees. The last, incomplete batch is left out.
+
+    Args:
+        count: size of the training split; not smaller than `batch_size`.
+        batch_size: size of the global batch; a multiple of `world`.
+        size: (H, W) of the images.
+        seed: the seed of the stream "order".
+    """
+
+    def __init__(self, count: int, batch_size: int, augment: Augment, size, seed: int, rank: int, world: int):
+        self.count, self.batch_size, self.augment, self.size = count, batch_size, augment, size
+        self.seed, self.rank, self.world = seed, rank, world
+        self.batches = count // batch_size
+
+    def order(self, epoch: int) -> Tensor:
+        """int64 (batches, batch_size / world): positions in the training split."""
+        order = torch.randperm(self.count, generator=seeding.generator(self.seed, "order", epoch))
+        return self._share(order[: self.batches * self.batch_size])
+
+    def draws(self, epoch: int) -> dict[str, Tensor]:
+        """Augmentation draws, each (batches, batch_size / world, ...)."""
+        generator = seeding.generator(self.seed, "augment", epoch)
+        draws = draw(self.augment, self.batches * self.batch_size, self.size, generator)
+        return {name: self._share(values) for name, values in draws.items()}
+
+    def _share(self, values: Tensor) -> Tensor:
+        values = values.view(self.batches, self.batch_size, *values.shape[1:])
+        return values[:, self.rank :: self.world].contiguous()
+
+
+class TrainLoader(Loader):
+    """Shuffled and augmented training batches of a split whose images are on the device."""
+
+    def __init__(self, split: Split, plan: EpochPlan, normalization: tuple[Tensor, Tensor]):
+        super().__init__(plan.batches)
+        self.split, self.plan, self.normalization = split, plan, normalization
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: Lightning makes the iterator before it sets the epoch, and asks for the first batch after it.
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        images, device = self.split.images, self.split.images.device
+        order = self.plan.order(epoch).to(device)
+        labels = self.split.labels[order]
+        draws = {name: values.to(device) for name, values in self.plan.draws(epoch).items()}
+        for i in range(self.batches):
+            rows = {name: values[i] for name, values in draws.items()}
+            image = apply(images.index_select(0, order[i]), self.plan.augment, rows, *self.normalization)
+            yield {"image": image, "label": labels[i], "index": order[i]}
+
+
+class EvalLoader(Loader):
+    """All samples of a split exactly once over all ranks, in order, not augmented; as many batches on each rank.
+
+    Args:
+        split: images on the device; at least `world` samples.
+        batch_size: of all ranks together; batches are as even as they can be, so most are a little smaller.
+    """
+
+    def __init__(self, split: Split, batch_size: int, normalization: tuple[Tensor, Tensor], rank=0, world=1):
+        self.chunks = even_batches(len(split), batch_size, rank, world)
+        super().__init__(len(self.chunks))
+        self.split, self.normalization = split, normalization
+
+    def __iter__(self) -> Iterator[Batch]:
+        device = self.split.images.device
+        for chunk in self.chunks:
+            index = chunk.to(device)
+            image = normalize(self.split.images.index_select(0, index), *self.normalization)
+            yield {"image": image, "label": self.split.labels[index], "index": index}
+
+
+def even_batches(count: int, batch_size: int, rank: int, world: int) -> list[Tensor]:
+    """Positions rank, rank + world, … < count in as few near-equal batches as `batch_size` / world allows.
+
+    Every rank gets the same number of batches and none is empty, which needs count >= world.
+    """
+    batches = min(-(-count // batch_size), count // world)
+    return list(torch.arange(rank, count, world).tensor_split(batches))

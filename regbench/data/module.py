@@ -1,0 +1,218 @@
+"""`ImageDataModule`: a dataset's config made into loaders. The one class of this package that others use."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from regbench.data.augment import Augment, normalization
+from regbench.data.loaders import EpochPlan, EvalLoader, Loader, TrainLoader
+from regbench.data.sets import ImageSets, Split, balanced_subset, channel_statistics, split_off
+from regbench.data.streaming import EvalStream, TrainStream, sample_images
+from regbench.errors import UserError
+
+STATISTICS_SAMPLE = 1000  # images that mean and std are computed from where a set is too large for memory
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """The loaders of one dataset. Files are read when the first loader or attribute that needs them is asked for.
+
+    Args:
+        node: a config of the group `dataset` (see `configs/dataset/_base.yaml` for every key).
+        seeds: stream → seed (`regbench.seeding.streams`). Only "order" is used: it fixes the order of the training
+            batches and their augmentation. The splits never depend on a seed.
+
+    Attributes: num_classes, shape (C, H, W) of a batch's images, class_names.
+    """
+
+    def __init__(self, node: Mapping[str, Any] | DictConfig, seeds: Mapping[str, int]):
+        super().__init__()
+        self.node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+        self.seeds = dict(seeds)
+        self._on_device: dict[tuple[str, torch.device], Split] = {}
+
+    # -- checks -----------------------------------------------------------------------------------------------
+
+    def check(self, world: int = 1) -> None:
+        """Raises UserError for mistakes in the config that can be seen before any data is read."""
+        node = self.node
+        for key in ("batch_size", "eval_batch_size", "train_size", "workers", "image_size"):
+            least = 0 if key == "workers" else 1
+            value = node.get(key)
+            if value is None and key in ("train_size", "workers", "image_size"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"dataset.{key}={value}: it is a whole number, {least} or more.")
+        fraction = node["val_fraction"]
+        if not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+            raise UserError(f"dataset.val_fraction={fraction}: it lies in [0, 1); 0 means no validation split.")
+        for key in ("batch_size", "eval_batch_size"):
+            if node[key] % world:
+                raise UserError(
+                    f"dataset.{key}={node[key]} is the batch of all {world} processes together and does not divide "
+                    f"into {world} equal parts. Take a multiple of {world}."
+                )
+        Augment.from_config(node.get("augment"))
+        if (node.get("mean") is None) != (node.get("std") is None):
+            raise UserError("dataset.mean and dataset.std go together: give both, or leave both null.")
+        if node.get("std") is not None and min(node["std"]) <= 0:
+            raise UserError(f"dataset.std={node['std']}: standard deviations are positive.")
+
+    def _check_loaded(self, train: Split, sets: ImageSets) -> None:
+        node, classes = self.node, len(sets.class_names)
+        if node.get("num_classes") not in (None, classes):
+            raise UserError(f"dataset.num_classes={node['num_classes']}, but the data has {classes} classes.")
+        for name in ("train", "val", "test"):
+            split = getattr(sets, name)
+            if split is not None and not (0 <= int(split.labels.min()) and int(split.labels.max()) < classes):
+                raise UserError(f"The {name} split has labels outside 0 … {classes - 1}, the classes that it names.")
+        if node["batch_size"] > len(train):
+            raise UserError(
+                f"dataset.batch_size={node['batch_size']} is more than the {len(train)} training images (after "
+                "val_fraction and train_size). Take a smaller batch."
+            )
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sets(self) -> ImageSets:
+        """The splits as they are used: validation held out, training cut to `train_size`. Reads the files once."""
+        self.check()
+        node = self.node
+        options = dict(node["load"])
+        sets = get_object(options.pop("_target_"))(node.get("root"), **options)
+        train, val = sets.train, sets.val
+        self._validation = "the set's own"
+        if node["val_fraction"] == 0:
+            val, self._validation = None, "none"
+        elif val is None:
+            train, val = split_off(train, node["val_fraction"], "validation")
+            self._validation = f"{node['val_fraction']:g} of each class, held out of train, whatever the seed"
+        size = node.get("train_size")
+        if size is not None:
+            if not len(sets.class_names) <= size <= len(train):
+                raise UserError(
+                    f"dataset.train_size={size}: it lies between the number of classes ({len(sets.class_names)}) and "
+                    f"that of the training images ({len(train)} after val_fraction)."
+                )
+            train = balanced_subset(train, size)
+        self._check_loaded(train, sets)
+        return ImageSets(train, sets.test, val, sets.class_names, sets.fingerprint, sets.notes)
+
+    def prepare_data(self) -> None:
+        """Lightning calls this on one process before the others go on: what is downloaded is downloaded once."""
+        _ = self.sets
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.sets.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.sets.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        if self.sets.train.streams:
+            return (3, self.node["image_size"], self.node["image_size"])
+        return tuple(self.sets.train.images.shape[1:])
+
+    @cached_property
+    def mean_std(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel: the config's, else those of the training split."""
+        mean, std, channels = self.node.get("mean"), self.node.get("std"), self.shape[0]
+        if mean is None:
+            train = self.sets.train
+            if train.streams:
+                return channel_statistics(sample_images(train, self.node["image_size"], STATISTICS_SAMPLE))
+            return channel_statistics(train.images)
+        if len(mean) != channels or len(std) != channels:
+            raise UserError(f"dataset.mean and dataset.std need one number for each of the {channels} channels.")
+        return list(mean), list(std)
+
+    # -- loaders ----------------------------------------------------------------------------------------------
+
+    def train_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader:
+        """Training batches of this rank: `batch_size` / `world` of each global batch."""
+        self.check(world)
+        node, train = self.node, self._split("train", device)
+        augment = Augment.from_config(node.get("augment"))
+        height, width = self.shape[1:]
+        if augment.crop_mode == "reflect" and augment.crop_padding >= min(height, width):
+            raise UserError(
+                f"dataset.augment.crop_padding={augment.crop_padding}: images of {height} × {width} have only "
+                f"{min(height, width) - 1} pixels to reflect."
+            )
+        seed = self.seeds["order"]
+        plan = EpochPlan(len(train), node["batch_size"], augment, (height, width), seed, rank, world)
+        scale_bias = normalization(*self.mean_std, device)
+        if train.streams:
+            return TrainStream(train, plan, scale_bias, node["image_size"], node["workers"], torch.device(device))
+        return TrainLoader(train, plan, scale_bias)
+
+    def val_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader | None:
+        """All validation images once over all ranks; None where there is no validation split."""
+        return None if self.sets.val is None else self._eval_loader("val", device, rank, world)
+
+    def test_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader:
+        """All test images once over all ranks."""
+        return self._eval_loader("test", device, rank, world)
+
+    def _eval_loader(self, name: str, device: torch.device | str, rank: int, world: int) -> Loader:
+        self.check(world)
+        node, split = self.node, self._split(name, device)
+        if len(split) < world:
+            raise UserError(f"The {name} split has {len(split)} images, fewer than the {world} processes.")
+        scale_bias = normalization(*self.mean_std, device)
+        if split.streams:
+            size, workers, device = node["image_size"], node["workers"], torch.device(device)
+            return EvalStream(split, node["eval_batch_size"], scale_bias, size, workers, device, rank, world)
+        return EvalLoader(split, node["eval_batch_size"], scale_bias, rank, world)
+
+    def _split(self, name: str, device: torch.device | str) -> Split:
+        """The split with its tensors on the device; copied there once."""
+        split = getattr(self.sets, name)
+        if split.streams:
+            return split
+        key = (name, torch.device(device))
+        if key not in self._on_device:
+            self._on_device[key] = Split(split.images.to(device).contiguous(), split.labels.to(device))
+        return self._on_device[key]
+
+    # -- Lightning --------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Loader:
+        return self.train_loader(*self._place())
+
+    def val_dataloader(self) -> Loader | list:
+        return self.val_loader(*self._place()) or []
+
+    def test_dataloader(self) -> Loader:
+        return self.test_loader(*self._place())
+
+    def _place(self) -> tuple[torch.device, int, int]:
+        if self.trainer is None:
+            return torch.device("cpu"), 0, 1
+        return self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
+
+    def describe(self) -> dict[str, Any]:
+        """What a result must say of its data: sizes, splits, statistics and the fingerprint of the content."""
+        sets, (mean, std) = self.sets, self.mean_std
+        return {
+            "name": self.node.get("name"),
+            "train": len(sets.train),
+            "val": 0 if sets.val is None else len(sets.val),
+            "test": len(sets.test),
+            "shape": self.shape,
+            "num_classes": self.num_classes,
+            "validation": self._validation,
+            "notes": sets.notes,
+            "mean": mean,
+            "std": std,
+            "streams": sets.train.streams,
+            "fingerprint": sets.fingerprint,
+        }

@@ -1,0 +1,172 @@
+"""What every method shares, whatever its family: optimiser and schedule, random streams, and the check of the loss."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from regbench import seeding
+from regbench.backbones.backbone import as_backbone
+from regbench.errors import UserError
+from regbench.schedules import lr_factor
+
+
+class Method(pl.LightningModule):
+    """A method on a backbone. Subclasses own `training_loss(batch)` and the evaluation of their task.
+
+    A method with a training loop of its own sets `automatic_optimization = False`, overrides `training_step`, says
+    why, and hands each loss to `optimize`, which clips, accumulates and steps the schedule as Lightning does for
+    the others.
+
+    Args:
+        backbone: a `Backbone`, or any module that maps images (B, C, H, W) to logits (B, num_classes).
+        num_classes: number of classes C.
+        optimizer: makes the optimiser from the parameters; SGD with lr 0.05 and momentum 0.9 unless given.
+        scheduler: the learning rate's schedule, e.g. {"name": "cosine", "warmup_epochs": 5}, see
+            `regbench.schedules`; constant unless given. Stepped with each optimiser step.
+        seed: fixes every random number that the method draws.
+        clip: for methods with manual optimisation, the largest gradient norm; None clips nothing.
+        accumulate: for methods with manual optimisation, batches for each optimiser step.
+    """
+
+    stages: tuple[str, ...] = ("fit", "test")
+    version: int = 1  # raised when a change of this method's code changes its numbers
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        clip: float | None = None,
+        accumulate: int = 1,
+    ):
+        super().__init__()
+        self.backbone = as_backbone(backbone)
+        self.num_classes = num_classes
+        self.seed = seed
+        self.clip = clip
+        self.accumulate = accumulate
+        self._make_optimizer = optimizer or (lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9))
+        self._schedule = dict(scheduler or {"name": "constant"})
+        self._generators: dict[str, torch.Generator] = {}
+        self._loss_sum: Tensor | None = None
+        self._first_bad: Tensor | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images (B, C, H, W) → logits (B, num_classes), as at test time."""
+        return self.backbone(image)
+
+    def training_loss(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
+        """The loss (scalar) of one batch; usable in a plain PyTorch loop too."""
+        raise NotImplementedError(f"{type(self).__name__} defines no training_loss")
+
+    # Optimisation
+
+    def configure_optimizers(self):
+        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._schedule["name"] == "constant" and not self._schedule.get("warmup_epochs"):
+            return optimizer
+        accumulate = 1 if self.automatic_optimization else self.accumulate
+        total = self.trainer.estimated_stepping_batches // accumulate
+        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
+        factor = lr_factor(self._schedule, total=int(total), per_epoch=total / epochs)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
+        self.track(loss, batch_idx)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log("train/loss_step", loss.detach())
+        return loss
+
+    def optimize(self, loss: Tensor, batch_idx: int, optimizer_idx: int = 0) -> None:
+        """Backward, and on every `accumulate`-th batch: clip, step the optimiser and its schedule.
+
+        For methods with manual optimisation; call it once a batch for each optimiser.
+        """
+        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
+        optimizer = optimizers[optimizer_idx] if isinstance(optimizers, list) else optimizers
+        self.manual_backward(loss / self.accumulate)
+        last_batch = batch_idx + 1 == self.trainer.num_training_batches
+        if (batch_idx + 1) % self.accumulate and not last_batch:
+            return
+        if self.clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        if schedulers is not None:
+            (schedulers[optimizer_idx] if isinstance(schedulers, list) else schedulers).step()
+
+    # The loss of an epoch, and where it stopped being a number. Nothing here waits for a GPU within an epoch but
+    # the check every `log_every_n_steps` batches.
+
+    def track(self, loss: Tensor, batch_idx: int) -> None:
+        """Adds the batch's loss to the epoch's mean and notes the first step at which it is not finite."""
+        loss = loss.detach()
+        if self._loss_sum is None:
+            self._loss_sum = torch.zeros((), device=loss.device, dtype=torch.float32)
+            self._first_bad = torch.full((), -1, device=loss.device)
+        self._loss_sum += loss
+        if loss.device.type == "cpu":
+            if not loss.isfinite():
+                self._stop_at(batch_idx)
+            return
+        self._first_bad = torch.where((self._first_bad < 0) & ~loss.isfinite(), batch_idx, self._first_bad)
+        if batch_idx % self.trainer.log_every_n_steps == 0:
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        if self._first_bad is not None and (bad := int(self._first_bad)) >= 0:
+            self._stop_at(bad)
+
+    def _stop_at(self, batch_idx: int) -> None:
+        step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        raise UserError(
+            f"The training loss is not a finite number at step {step} (epoch {self.current_epoch}, batch {batch_idx}). "
+            "Lower optimizer.lr, set trainer.gradient_clip_val=1, or use accelerator.precision=32-true. "
+            "The checkpoint of the last whole epoch is kept in the run folder."
+        )
+
+    def on_train_epoch_start(self) -> None:
+        # Every stream starts anew from (seed, stream, epoch, rank): a resumed run draws what the first one drew.
+        self._generators.clear()
+        seeding.seed_globals(self.seed, "globals", self.current_epoch, self.global_rank)
+        self._loss_sum = self._first_bad = None
+
+    def on_train_epoch_end(self) -> None:
+        self._check_loss()  # before the checkpoint of this epoch is written
+        if self._loss_sum is not None:
+            batches = max(int(self.trainer.num_training_batches), 1)
+            self.log("train/loss", self._loss_sum / batches, sync_dist=True)
+        if self.trainer.optimizers:
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def generator(self, stream: str) -> torch.Generator:
+        """The CPU generator of a random stream of this method, at its place in this epoch."""
+        if stream not in self._generators:
+            place = (self.current_epoch, self.global_rank) if self._trainer is not None else (0, 0)
+            self._generators[stream] = seeding.generator(self.seed, stream, *place)
+        return self._generators[stream]
+
+
+def batch_fields(batch: Mapping[str, Tensor] | tuple[Tensor, ...], needs: tuple[str, ...]) -> list[Tensor]:
+    """The named fields of a batch, which is a mapping, or a tuple in the order (image, label, index).
+
+    Raises:
+        UserError: a field that the method needs is missing, e.g. the sample's index.
+    """
+    if not isinstance(batch, Mapping):
+        batch = dict(zip(("image", "label", "index"), batch, strict=False))
+    missing = [name for name in needs if name not in batch]
+    if missing:
+        raise UserError(
+            f"This method needs {', '.join(missing)} of each batch, which has only {', '.join(batch)}. Let the data set "
+            "return (image, label, index), or a mapping with these keys; index is the sample's place in the data set."
+        )
+    return [batch[name] for name in needs]

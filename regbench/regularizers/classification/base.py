@@ -1,0 +1,75 @@
+"""Training and evaluation of a classifier. A method overrides the hooks that its paper changes.
+
+`mix` replaces the batch by mixtures of its images, `objective` makes the loss from the logits.
+"""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from regbench.functional.losses import mixup_cross_entropy
+from regbench.functional.mixing import Draw
+from regbench.metrics.classification import classification_metrics
+from regbench.regularizers.base import Method, batch_fields
+
+
+class ClassificationMethod(Method):
+    """Cross entropy on labelled images: batches (image (B, C, H, W), label (B,)), logits (B, num_classes)."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, **base):
+        super().__init__(backbone, num_classes, **base)
+        self.val_metrics = classification_metrics(num_classes, "val/")
+        self.test_metrics = classification_metrics(num_classes, "test/")
+        self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        self.samples_wanted = (
+            0  # a logger sets it to see this many images of the next batch, mixed, in `samples`
+        )
+        self.samples: Tensor | None = None
+
+    def mix(self, image: Tensor) -> Draw | None:
+        """How the images of this batch are mixed; None where they are not."""
+        return None
+
+    def objective(self, logits: Tensor, label: Tensor, draw: Draw | None) -> Tensor:
+        """The loss (scalar) of logits (B, C) for labels (B,), mixed with those of `draw.partner` by `draw.lam`."""
+        if draw is None:
+            return F.cross_entropy(logits, label)
+        return mixup_cross_entropy(logits, label, label[draw.partner], draw.lam)
+
+    def training_loss(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
+        image, label = batch_fields(batch, ("image", "label"))
+        draw = self.mix(image)
+        if draw is not None and draw.layer == 0:
+            image = draw.mix(image)
+        if self.samples_wanted:
+            self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
+        if draw is None or draw.layer == 0:
+            logits = self.backbone(image)
+        else:
+            # Not through __call__: a compiled graph can't hold a mixture that differs at each step.
+            stage = self.backbone.stages[draw.layer - 1]
+            logits = self.backbone.forward(image, at=stage, apply=draw.mix)
+        return self.objective(logits, label, draw)
+
+    def validation_step(self, batch, batch_idx: int) -> None:
+        image, label = batch_fields(batch, ("image", "label"))
+        self.val_metrics.update(self(image), label)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.val_metrics.compute())
+        self.val_metrics.reset()
+
+    def test_step(self, batch, batch_idx: int) -> None:
+        image, label = batch_fields(batch, ("image", "label"))
+        logits = self(image)
+        self.test_metrics.update(logits, label)
+        self.test_confusion.update(logits, label)
+
+    def on_test_epoch_start(self) -> None:
+        self.test_confusion.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.test_metrics.compute())
+        self.test_metrics.reset()

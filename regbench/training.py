@@ -1,0 +1,248 @@
+"""One run: check, build, fit, test the chosen weights, write the result."""
+
+import logging
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import regbench.torchvision_schemas  # noqa: F401  before Lightning, which imports torchvision
+
+# isort: split
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from regbench import backbones, registry, results, seeding
+from regbench.api import check_state
+from regbench.callbacks import EpochCheckpoint, LineProgress
+from regbench.checks import check, check_writable
+from regbench.data.module import ImageDataModule
+from regbench.errors import UserError
+from regbench.composing import build, flat
+from regbench.loggers import History, WandbPictures
+
+log = logging.getLogger("regbench")
+
+
+def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
+    """Runs one configuration and returns the test metrics (`test/accuracy` and the like, fractions).
+
+    Args:
+        cfg: the composed configuration, see configs/train.yaml.
+        run_dir: receives config.yaml, metrics.csv, checkpoints/ and result.json.
+
+    Raises:
+        UserError: a mistake in the configuration, found before training starts wherever it can be.
+    """
+    start = time.perf_counter()
+    check(cfg)
+    check_writable(run_dir)
+    check_accelerator(cfg.accelerator)
+    _quieten_libraries()
+    torch.set_float32_matmul_precision(cfg.accelerator.matmul_precision)
+    if cfg.accelerator.threads:
+        torch.set_num_threads(cfg.accelerator.threads)
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    seeds = seeding.streams(cfg.seed, resolved["seeds"])
+
+    data = ImageDataModule(resolved["dataset"], seeds)
+    data.prepare_data()
+    seeding.seed_globals(seeds["init"], "init")
+    backbone = backbones.build(resolved["backbone"], shape=data.shape, num_classes=data.num_classes)
+    method = build_method(cfg, backbone, data.num_classes, seeds)
+    checkpoint = read_checkpoint(cfg.ckpt_path, method) if cfg.ckpt_path else None
+
+    history = History(run_dir / "metrics.csv")
+    loggers = [made for node in cfg.logger.values() if (made := build(node, run_dir=run_dir)) is not None]
+    try:
+        return _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, loggers)
+    finally:
+        for logger in loggers:  # also after a mistake or Ctrl-C, so that the next run gets a W&B run of its own
+            logger.finalize("success" if sys.exc_info()[0] is None else "failed")
+            if hasattr(logger.experiment, "finish"):
+                logger.experiment.finish()
+
+
+def _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, loggers) -> dict[str, float]:
+    checkpoints = EpochCheckpoint(
+        run_dir / "checkpoints",
+        **resolved["checkpoint"],
+        origin={"regularizer": method.slug, "config": resolved},
+    )
+    wandb = next((logger for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
+    pictures = [WandbPictures(wandb, data.class_names)] if wandb is not None else []
+    trainer = build_trainer(cfg, method, run_dir, [history, *loggers], [checkpoints, *pictures])
+    if trainer.is_global_zero:
+        results.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+        checkpoints.folder.mkdir(exist_ok=True)
+        log.info("%s", describe_data(data.describe()))
+        size = sum(p.numel() for p in method.parameters()) / 1e6
+        log.info("%s on %s, %.2f M parameters, in %s", method.slug, resolved["backbone"]["name"], size, run_dir)
+    for logger in loggers:
+        logger.log_hyperparams(flat(resolved))
+    if checkpoint is not None:
+        history.forget_from(checkpoint["epoch"])
+
+    if cfg.test_only:
+        method.load_state_dict(checkpoint["state_dict"])
+        candidates = [Path(cfg.ckpt_path)]
+    else:
+        fit(trainer, method, data, cfg.ckpt_path, run_dir)
+        candidates = checkpoints.candidates()
+    metrics = test(trainer, method, data, candidates)
+    if trainer.is_global_zero:
+        device = results.device_name(trainer.strategy.root_device, trainer.world_size)
+        result = {
+            "metrics": metrics,
+            "seed": cfg.seed,
+            "config": resolved,
+            "epochs": trainer.current_epoch,
+            "tested": [str(path.relative_to(run_dir)) if path.is_relative_to(run_dir) else str(path) for path in candidates],
+            "data": data.describe(),
+            "device": device,
+            "precision": cfg.accelerator.precision,
+            "versions": results.versions(),
+            "git_commit": results.git_commit(),
+            "duration_s": round(time.perf_counter() - start, 3),
+        }
+        results.write_result(run_dir / "result.json", result)
+        if wandb is not None:
+            pictures[0].log_confusion(method.test_confusion.compute())
+            wandb.log_table("test/table", columns=["metric", "value"], data=[[k, v] for k, v in metrics.items()])
+            wandb.experiment.summary.update(metrics)
+        show_metrics(metrics, candidates)
+    return metrics
+
+
+def show_metrics(metrics: dict[str, float], tested: list[Path]) -> None:
+    """Prints the test metrics as a table, accuracies and calibration error in percent."""
+    table = Table("test metric", f"{', '.join(path.stem for path in tested)}", box=None, pad_edge=False)
+    for name, value in sorted(metrics.items()):
+        shown = f"{value:.4f} nats" if name.endswith("/nll") else f"{100 * value:.2f} %"
+        table.add_row(name, shown)
+    Console().print(table)
+
+
+def describe_data(data: dict[str, Any]) -> str:
+    """One line on the data, e.g. "digits: 1078 training, 120 validation, 599 test images of 1×8×8, 10 classes"."""
+    shape = "×".join(map(str, data["shape"]))
+    sizes = f"{data['train']} training, {data['val']} validation, {data['test']} test images of {shape}"
+    return f"{data['name']}: {sizes}, {data['num_classes']} classes. Validation: {data['validation']}. {data['notes']}".strip()
+
+
+def build_method(cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, seeds: dict[str, int]) -> pl.LightningModule:
+    """The LightningModule of `cfg.regularizer` with the optimiser and the schedule of the configuration."""
+    cls = registry.load(cfg.regularizer.name)
+    options = OmegaConf.to_container(cfg.regularizer, resolve=True)
+    options.pop("name")
+    if cfg.optimizer is not None:
+        options["optimizer"] = build(cfg.optimizer)
+    if cfg.scheduler is not None:
+        options["scheduler"] = OmegaConf.to_container(cfg.scheduler, resolve=True)
+    method = cls(backbone, num_classes, seed=seeds["order"], clip=cfg.trainer.gradient_clip_val,
+                 accumulate=cfg.trainer.accumulate_grad_batches, **options)  # fmt: skip
+    if cfg.accelerator.channels_last:
+        method = method.to(memory_format=torch.channels_last)
+    if cfg.accelerator.compile:
+        method.backbone.compile()
+    return method
+
+
+def build_trainer(cfg: DictConfig, method: pl.LightningModule, run_dir: Path, loggers: list, callbacks: list) -> pl.Trainer:
+    """Lightning's Trainer for the configuration."""
+    options = dict(cfg.trainer)
+    if not method.automatic_optimization:  # the method clips and accumulates itself, see Method.optimize
+        options["gradient_clip_val"], options["accumulate_grad_batches"] = None, 1
+    progress = cfg.progress
+    if progress == "auto":
+        progress = "bar" if sys.stdout.isatty() else "lines"
+    callbacks = callbacks + [build(node) for node in cfg.callbacks.values()]
+    if progress == "bar":
+        callbacks.append(pl.callbacks.RichProgressBar())
+    elif progress == "lines":
+        callbacks.append(LineProgress())
+    node = cfg.accelerator
+    devices = OmegaConf.to_container(node.devices) if OmegaConf.is_list(node.devices) else node.devices
+    return pl.Trainer(
+        **options,
+        accelerator=node.accelerator,
+        devices=devices,
+        num_nodes=node.num_nodes,
+        strategy=node.strategy,
+        sync_batchnorm=node.sync_batchnorm,
+        precision=node.precision,
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=run_dir,
+        enable_checkpointing=True,
+        enable_model_summary=False,
+        enable_progress_bar=progress == "bar",
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders share the global batch out themselves
+    )
+
+
+def fit(trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule, ckpt_path: str | None, run_dir: Path) -> None:
+    """Trains. After Ctrl-C it says how to go on and raises KeyboardInterrupt."""
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
+        log.info("Stopped. Go on from the last whole epoch with: python train.py resume=%s", run_dir)
+        raise KeyboardInterrupt from interrupted
+
+
+def test(trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule, candidates: list[Path]) -> dict[str, float]:
+    """The median of each test metric over the checkpoints (usually one)."""
+    measured: list[dict[str, float]] = []
+    for path in candidates:
+        state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+        method.load_state_dict(state)
+        measured += trainer.test(method, datamodule=data, verbose=False)
+    return {name: statistics.median(m[name] for m in measured) for name in measured[0]}
+
+
+def read_checkpoint(path: str, method: pl.LightningModule) -> dict[str, Any]:
+    """The checkpoint's content. Raises UserError for a file that is none, or of another model."""
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        state = checkpoint["state_dict"]
+    except Exception as error:
+        raise UserError(f"{path} is no checkpoint of RegBench ({type(error).__name__}: {error}).") from error
+    check_state(method, state, path)
+    return checkpoint
+
+
+def check_accelerator(node: DictConfig) -> None:
+    """Raises UserError where the configuration asks for a device that this machine lacks."""
+    wanted = node.accelerator
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"accelerator={node.name} needs a GPU, and torch sees none here. Use accelerator=auto or accelerator=cpu; "
+            "if there is a GPU, install a CUDA build of torch (see the README) and check the driver with nvidia-smi."
+        )
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise UserError("accelerator=mps needs Apple silicon with macOS. Use accelerator=auto or accelerator=cpu.")
+    if wanted == "cuda" and isinstance(node.devices, int) and node.devices > torch.cuda.device_count():
+        raise UserError(f"accelerator.devices={node.devices}, but there are {torch.cuda.device_count()} GPUs.")
+
+
+def _quieten_libraries() -> None:
+    """Keeps Lightning's remarks that concern how we use it, and not the user, off the terminal."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",  # in-memory loaders have none
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*`LightningModule.on_.*` signature.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*resuming from a checkpoint.*",
+        ".*it is recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has summed over the processes
+        ".*Using `DistributedSampler` with the dataloaders.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,36 @@
+"""The classification metrics on numbers worked out by hand."""
+
+import pytest
+import torch
+
+from regbench.metrics.classification import classification_metrics
+
+
+def test_accuracy_nll_and_calibration_by_hand():
+    # Two classes, logits ±a: the probability of class 0 is sigmoid(2a). With 2a = ln 3 it is 3/4.
+    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]) * torch.log(torch.tensor(3.0))
+    label = torch.tensor([0, 0, 1, 1])
+    metrics = classification_metrics(2, "test/")
+    metrics.update(logits[:1], label[:1])  # in two batches of different sizes
+    metrics.update(logits[1:], label[1:])
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values["test/accuracy"] == pytest.approx(0.75)
+    assert values["test/nll"] == pytest.approx((3 * 0.2876821 + 1.3862944) / 4)  # -ln 3/4 and -ln 1/4
+    assert values["test/ece"] == pytest.approx(0.0, abs=1e-6)  # confidence 3/4, right 3 times of 4
+    assert "test/accuracy_top5" not in values
+
+
+def test_logits_that_look_like_probabilities_are_still_logits():
+    metrics = classification_metrics(2, "")
+    metrics.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]))
+    # softmax: 1 / (1 + e^-0.8) = 0.68997 and 1 / (1 + e^-0.6) = 0.64566; both right
+    assert metrics.compute()["ece"].item() == pytest.approx(1 - (0.68997 + 0.64566) / 2, abs=1e-4)
+
+
+def test_top5():
+    logits = -torch.arange(7.0).repeat(7, 1)  # classes ranked 0, 1, 2, …
+    metrics = classification_metrics(7, "")
+    metrics.update(logits, torch.arange(7))
+    values = metrics.compute()
+    assert values["accuracy"].item() == pytest.approx(1 / 7)
+    assert values["accuracy_top5"].item() == pytest.approx(5 / 7)
