@@ -86,7 +86,10 @@ def _train(argv: list[str]) -> None:
 
     argv = overrides_to_resume(argv)
     # Hydra reads sys.argv, and so does Lightning's DDP launcher, which starts this file for each further process.
-    sys.argv = [str(Path(__file__).parent / "launch" / "train.py"), *argv]
+    script = Path(sys.argv[0])
+    if script.name != "train.py":
+        script = Path(__file__).parent / "launch" / "train.py"
+    sys.argv = [str(script), *argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")(_job)()

@@ -78,7 +78,7 @@ def _known_keys(argv: list[str]) -> list[str]:
         config = compose_config([o.input_line for o in OverridesParser.create().parse_overrides(overrides)])
     except (HydraException, OmegaConfBaseException):
         return []
-    return list(flat(OmegaConf.to_container(config, resolve=False)))
+    return [*map(str, config), *flat(OmegaConf.to_container(config, resolve=False))]
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,9 @@ import difflib
 from collections.abc import Iterable
 
 
+SHOWN = 30  # a longer list of what is known is left out where there is a near name
+
+
 class UserError(Exception):
     """A mistake of the user's. The message says what to do; the command line prints it alone and exits with 2."""
 
@@ -19,5 +22,6 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
     text = f"There is no {kind} '{name}'."
     if close:
         text += f" Did you mean {' or '.join(close)}?"
-    text += f" Known: {', '.join(known)}." if known else ""
+    if known and (not close or len(known) <= SHOWN):
+        text += f" Known: {', '.join(known)}."
     return UserError(f"{text} {hint}".strip())

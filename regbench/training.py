@@ -28,6 +28,8 @@ from regbench.loggers import History, WandbPictures
 
 log = logging.getLogger("regbench")
 
+HARMLESS = ("root", "workers", "eval_batch_size")  # keys of `dataset` that change no number
+
 
 def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     """Runs one configuration and returns the test metrics (`test/accuracy` and the like, fractions).
@@ -55,7 +57,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     seeding.seed_globals(seeds["init"], "init")
     backbone = backbones.build(resolved["backbone"], shape=data.shape, num_classes=data.num_classes)
     method = build_method(cfg, backbone, data.num_classes, seeds)
-    checkpoint = read_checkpoint(cfg.ckpt_path, method) if cfg.ckpt_path else None
+    checkpoint = read_checkpoint(cfg.ckpt_path, method, resolved) if cfg.ckpt_path else None
 
     history = History(run_dir / "metrics.csv")
     loggers = [made for node in cfg.logger.values() if (made := build(node, run_dir=run_dir)) is not None]
@@ -112,7 +114,7 @@ def _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, logge
         }
         results.write_result(run_dir / "result.json", result)
         if wandb is not None:
-            pictures[0].log_confusion(method.test_confusion.compute())
+            pictures[0].log_confusion(method.confusion)
             wandb.log_table("test/table", columns=["metric", "value"], data=[[k, v] for k, v in metrics.items()])
             wandb.experiment.summary.update(metrics)
         show_metrics(metrics, candidates)
@@ -142,6 +144,10 @@ def build_method(cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, s
     options.pop("name")
     if cfg.optimizer is not None:
         options["optimizer"] = build(cfg.optimizer)
+        try:
+            options["optimizer"](list(backbone.parameters()))
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(f"The optimizer {cfg.optimizer._target_} refuses its options: {error}.") from error
     if cfg.scheduler is not None:
         options["scheduler"] = OmegaConf.to_container(cfg.scheduler, resolve=True)
     method = cls(backbone, num_classes, seed=seeds["order"], clip=cfg.trainer.gradient_clip_val,
@@ -206,14 +212,23 @@ def test(trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule,
     return {name: statistics.median(m[name] for m in measured) for name in measured[0]}
 
 
-def read_checkpoint(path: str, method: pl.LightningModule) -> dict[str, Any]:
-    """The checkpoint's content. Raises UserError for a file that is none, or of another model."""
+def read_checkpoint(path: str, method: pl.LightningModule, config: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's content. Raises UserError for a file that is none, or of another model.
+
+    Warns where the data is prepared in another way than when the checkpoint was made: its pixels' mean and standard
+    deviation, for one, then differ.
+    """
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         state = checkpoint["state_dict"]
     except Exception as error:
         raise UserError(f"{path} is no checkpoint of RegBench ({type(error).__name__}: {error}).") from error
     check_state(method, state, path)
+    before, now = (flat(c.get("dataset", {})) for c in (checkpoint.get("regbench", {}).get("config", {}), config))
+    changed = [key for key in now if key not in HARMLESS and key in before and before[key] != now[key]]
+    if changed:
+        was = ", ".join(f"dataset.{key}={before[key]}" for key in changed)
+        log.warning("%s was made with %s; the data is prepared differently now.", path, was)
     return checkpoint
 
 

@@ -1,6 +1,5 @@
 """Shared by all tests: one thread each (two workers share two cores), and no W&B account or proxy of the machine's."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-QUICK = ["dataset=digits", "backbone=mlp", "trainer.max_epochs=1", "logger=none", "progress=none"]
+import regbench.torchvision_schemas  # noqa: F401  before Lightning, which imports torchvision
 
+# isort: split
+from support import ROOT
 
 @pytest.fixture(autouse=True)
 def _quiet_machine(monkeypatch):
@@ -51,7 +51,3 @@ def command(tmp_path):
                               env=environment, timeout=300, **options)  # fmt: skip
 
     return call
-
-
-def read_result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())

@@ -113,7 +113,7 @@ def _locate(target: str) -> Callable[..., Any]:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown(f"class or function in {module_name}", attribute, known)
     if not callable(function):
-        raise UserError(f"'{target}' is a {type(function).__name__}, not a class or function.")
+        raise UserError(f"'{target}' is no class or function but of type {type(function).__name__}.")
     return function
 
 

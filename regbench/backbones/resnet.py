@@ -154,7 +154,7 @@ def preact_resnet(
 ) -> Backbone:
     """Pre-activation ResNet (He et al. 2016, arXiv:1603.05027) of basic blocks, CIFAR form.
 
-    The form that the mixup papers share has no BN and ReLU before the pooling; He et al.'s has (`final_norm`).
+    The mixup papers' form has no BN and ReLU before the pooling; He et al.'s has (`final_norm`).
 
     Args:
         depth: 18 or 34.
@@ -182,7 +182,7 @@ def wide_resnet(
     Args:
         depth: 6n + 4, with n blocks in each of the three stages.
         widen_factor: k; the stages have 16k, 32k and 64k channels, the stem has 16.
-        dropout: between a block's two convolutions (the paper's 0.3 on CIFAR, 0.4 on SVHN, where it uses it).
+        dropout: between a block's two convolutions (the paper's, where it uses it: 0.3 on CIFAR).
     """
     if depth < 10 or depth % 6 != 4:
         raise UserError(f"A wide ResNet's depth is 6n + 4 (10, 16, 22, 28, 40, …); {depth} is not.")

@@ -37,12 +37,12 @@ def timm_model(
             f"timm {timm.__version__} has no model '{model_name}'.{hint}"
             f" `python -c \"import timm; print(timm.list_models('*{architecture[:3]}*'))\"` lists such names."
         )
-    config = timm.models.get_pretrained_cfg(model_name)
     arguments = {"in_chans": in_channels, "num_classes": num_classes}
-    if config is not None and config.fixed_input_size:
-        arguments["img_size"] = image_size
-    arguments |= options or {}
     try:
+        config = timm.models.get_pretrained_cfg(model_name)
+        if config is not None and config.fixed_input_size:
+            arguments["img_size"] = image_size
+        arguments |= options or {}
         network = timm.create_model(model_name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm's networks raise whatever their layers do
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")

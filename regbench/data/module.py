@@ -19,12 +19,13 @@ STATISTICS_SAMPLE = 1000  # images that mean and std are computed from where a s
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """The loaders of one dataset. Files are read when the first loader or attribute that needs them is asked for.
+    """The loaders of one dataset. Files are read when the first loader or attribute that needs them is asked
+    for.
 
     Args:
         node: a config of the group `dataset` (see `configs/dataset/_base.yaml` for every key).
-        seeds: stream → seed (`regbench.seeding.streams`). Only "order" is used: it fixes the order of the training
-            batches and their augmentation. The splits never depend on a seed.
+        seeds: stream → seed (`regbench.seeding.streams`). Only "order" is used: it fixes the order of the
+            training batches and their augmentation. The splits never depend on a seed.
 
     Attributes: num_classes, shape (C, H, W) of a batch's images, class_names.
     """
@@ -35,7 +36,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.seeds = dict(seeds)
         self._on_device: dict[tuple[str, torch.device], Split] = {}
 
-    # -- checks -----------------------------------------------------------------------------------------------
+    # -- checks ----------------------------------------------------------------------------------------------
 
     def check(self, world: int = 1) -> None:
         """Raises UserError for mistakes in the config that can be seen before any data is read."""
@@ -49,12 +50,14 @@ class ImageDataModule(pl.LightningDataModule):
                 raise UserError(f"dataset.{key}={value}: it is a whole number, {least} or more.")
         fraction = node["val_fraction"]
         if not isinstance(fraction, int | float) or not 0 <= fraction < 1:
-            raise UserError(f"dataset.val_fraction={fraction}: it lies in [0, 1); 0 means no validation split.")
+            raise UserError(
+                f"dataset.val_fraction={fraction}: it lies in [0, 1); 0 means no validation split."
+            )
         for key in ("batch_size", "eval_batch_size"):
             if node[key] % world:
                 raise UserError(
-                    f"dataset.{key}={node[key]} is the batch of all {world} processes together and does not divide "
-                    f"into {world} equal parts. Take a multiple of {world}."
+                    f"dataset.{key}={node[key]} is the batch of all {world} processes together and does not "
+                    f"divide into {world} equal parts. Take a multiple of {world}."
                 )
         Augment.from_config(node.get("augment"))
         if (node.get("mean") is None) != (node.get("std") is None):
@@ -68,19 +71,21 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(f"dataset.num_classes={node['num_classes']}, but the data has {classes} classes.")
         for name in ("train", "val", "test"):
             split = getattr(sets, name)
-            if split is not None and not (0 <= int(split.labels.min()) and int(split.labels.max()) < classes):
-                raise UserError(f"The {name} split has labels outside 0 … {classes - 1}, the classes that it names.")
+            if split is not None and (int(split.labels.min()) < 0 or int(split.labels.max()) >= classes):
+                raise UserError(
+                    f"The {name} split has labels outside 0 … {classes - 1}, the classes that it names."
+                )
         if node["batch_size"] > len(train):
             raise UserError(
-                f"dataset.batch_size={node['batch_size']} is more than the {len(train)} training images (after "
-                "val_fraction and train_size). Take a smaller batch."
+                f"dataset.batch_size={node['batch_size']} is more than the {len(train)} training images "
+                "(after val_fraction and train_size). Take a smaller batch."
             )
 
-    # -- data -------------------------------------------------------------------------------------------------
+    # -- data ------------------------------------------------------------------------------------------------
 
     @cached_property
     def sets(self) -> ImageSets:
-        """The splits as they are used: validation held out, training cut to `train_size`. Reads the files once."""
+        """The splits as they are used: validation held out, training cut to `train_size`. Read once."""
         self.check()
         node = self.node
         options = dict(node["load"])
@@ -96,15 +101,15 @@ class ImageDataModule(pl.LightningDataModule):
         if size is not None:
             if not len(sets.class_names) <= size <= len(train):
                 raise UserError(
-                    f"dataset.train_size={size}: it lies between the number of classes ({len(sets.class_names)}) and "
-                    f"that of the training images ({len(train)} after val_fraction)."
+                    f"dataset.train_size={size}: it lies between the number of classes "
+                    f"({len(sets.class_names)}) and that of the training images ({len(train)} after val_fraction)."
                 )
             train = balanced_subset(train, size)
         self._check_loaded(train, sets)
         return ImageSets(train, sets.test, val, sets.class_names, sets.fingerprint, sets.notes)
 
     def prepare_data(self) -> None:
-        """Lightning calls this on one process before the others go on: what is downloaded is downloaded once."""
+        """Lightning calls this on one process before the others go on: downloads happen once."""
         _ = self.sets
 
     @property
@@ -131,10 +136,12 @@ class ImageDataModule(pl.LightningDataModule):
                 return channel_statistics(sample_images(train, self.node["image_size"], STATISTICS_SAMPLE))
             return channel_statistics(train.images)
         if len(mean) != channels or len(std) != channels:
-            raise UserError(f"dataset.mean and dataset.std need one number for each of the {channels} channels.")
+            raise UserError(
+                f"dataset.mean and dataset.std need one number for each of the {channels} channels."
+            )
         return list(mean), list(std)
 
-    # -- loaders ----------------------------------------------------------------------------------------------
+    # -- loaders ---------------------------------------------------------------------------------------------
 
     def train_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader:
         """Training batches of this rank: `batch_size` / `world` of each global batch."""
@@ -144,14 +151,16 @@ class ImageDataModule(pl.LightningDataModule):
         height, width = self.shape[1:]
         if augment.crop_mode == "reflect" and augment.crop_padding >= min(height, width):
             raise UserError(
-                f"dataset.augment.crop_padding={augment.crop_padding}: images of {height} × {width} have only "
-                f"{min(height, width) - 1} pixels to reflect."
+                f"dataset.augment.crop_padding={augment.crop_padding}: images of {height} × {width} have "
+                f"only {min(height, width) - 1} pixels to reflect."
             )
         seed = self.seeds["order"]
         plan = EpochPlan(len(train), node["batch_size"], augment, (height, width), seed, rank, world)
         scale_bias = normalization(*self.mean_std, device)
         if train.streams:
-            return TrainStream(train, plan, scale_bias, node["image_size"], node["workers"], torch.device(device))
+            return TrainStream(
+                train, plan, scale_bias, node["image_size"], node["workers"], torch.device(device)
+            )
         return TrainLoader(train, plan, scale_bias)
 
     def val_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader | None:
@@ -183,7 +192,7 @@ class ImageDataModule(pl.LightningDataModule):
             self._on_device[key] = Split(split.images.to(device).contiguous(), split.labels.to(device))
         return self._on_device[key]
 
-    # -- Lightning --------------------------------------------------------------------------------------------
+    # -- Lightning -------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Loader:
         return self.train_loader(*self._place())
@@ -200,7 +209,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
 
     def describe(self) -> dict[str, Any]:
-        """What a result must say of its data: sizes, splits, statistics and the fingerprint of the content."""
+        """What a result must say of its data: sizes, splits, statistics, fingerprint of the content."""
         sets, (mean, std) = self.sets, self.mean_std
         return {
             "name": self.node.get("name"),

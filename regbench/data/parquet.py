@@ -1,4 +1,4 @@
-"""The Hugging Face Hub's parquet layout of image sets: a column of encoded pictures and a column of labels."""
+"""The Hugging Face Hub's parquet layout of image sets: a column of encoded pictures and one of labels."""
 
 import io
 import json
@@ -19,10 +19,12 @@ TEST_NAMES = ("test", "valid", "validation")
 def find(root: Path, name: str) -> dict[str, list[Path]] | None:
     """{"train": files, "test": files} of the first layout that exists under `root`, else None.
 
-    Looked for in `name/plain_text`, `name/data`, `name`, `plain_text`, `data`; files are `<split>-*.parquet`. Where
-    there is no test split, the validation split is the test set, as is usual for sets with unpublished test labels.
+    Looked for in `name/`, `name/name`, `name/plain_text`, `name/data`, `plain_text` and `data`; files are
+    `<split>-*.parquet`. Where there is no test split, the validation split is the test set, as is usual for
+    sets with unpublished test labels.
     """
-    for folder in (root / name / "plain_text", root / name / "data", root / name, root / "plain_text", root / "data"):
+    inside = [root / name / part for part in ("", name, "plain_text", "data")]
+    for folder in (*inside, root / "plain_text", root / "data"):
         train = sorted(folder.glob("train-*.parquet"))
         test = next((found for t in TEST_NAMES if (found := sorted(folder.glob(f"{t}-*.parquet")))), [])
         if train and test:
@@ -60,7 +62,9 @@ def _read(paths: list[Path], image: str, label: str, classes: int, size: int) ->
     for path in paths:
         column, targets = _columns(path, image, label)
         if targets.min() < 0 or targets.max() >= classes:
-            raise damaged(path, f"labels from {targets.min()} to {targets.max()}, expected 0 to {classes - 1}")
+            raise damaged(
+                path, f"labels from {targets.min()} to {targets.max()}, expected 0 to {classes - 1}"
+            )
         images.append(decode_all(partial(_picture, path, column, size), len(column), size))
         labels.append(torch.from_numpy(targets))
     return Split(torch.cat(images), torch.cat(labels))

@@ -1,7 +1,8 @@
 """RandAugment (Cubuk et al. 2020, arXiv:1909.13719) for whole batches of uint8 images.
 
-The fourteen operations and their magnitudes are those of torchvision's RandAugment with 31 magnitude bins. Every image
-draws its own operations and signs; images with the same operation and sign are transformed together.
+The fourteen operations and their magnitudes are those of torchvision's RandAugment with 31 magnitude bins.
+Every image draws its own operations and signs; images with the same operation and sign are transformed
+together.
 """
 
 import math
@@ -16,7 +17,9 @@ from regbench.errors import UserError
 BINS = 30  # the largest magnitude m
 
 
-def _affine(images: Tensor, translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+def _affine(
+    images: Tensor, translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
     centre = [0.0, 0.0] if any(shear) else None  # shears leave the upper left corner in place, as PIL's do
     return F.affine(images, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=centre)
 
@@ -52,7 +55,9 @@ def check(options: Mapping[str, int]) -> None:
         )
     n, m = options["n"], options["m"]
     if not isinstance(n, int) or n < 1:
-        raise UserError(f"dataset.augment.randaugment.n={n}: it is the number of operations per image, 1 or more.")
+        raise UserError(
+            f"dataset.augment.randaugment.n={n}: it is the number of operations per image, 1 or more."
+        )
     if not isinstance(m, int | float) or not 0 <= m <= BINS:
         raise UserError(f"dataset.augment.randaugment.m={m}: the magnitude lies between 0 and {BINS}.")
 

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of RegBench: splits of uint8 images with labels; and how fixed splits are made."""
+"""What a dataset is to the rest of RegBench: splits of uint8 images and labels; how fixed splits are made."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ from torch import Tensor
 from regbench import seeding
 from regbench.errors import UserError
 
-SPLIT_SEED = 20260101  # every split that RegBench makes itself comes from this constant, never from the run's seed
+SPLIT_SEED = (
+    20260101  # every split that RegBench makes itself comes from this constant, never from the run's seed
+)
 
 
 class ImageSource(Protocol):
@@ -81,7 +83,9 @@ def fingerprint(*parts: Tensor | str) -> str:
     return digest.hexdigest()
 
 
-def in_memory(train: Split, test: Split, class_names: Sequence[str], val: Split | None = None, notes: str = ""):
+def in_memory(
+    train: Split, test: Split, class_names: Sequence[str], val: Split | None = None, notes: str = ""
+):
     """`ImageSets` of splits that are tensors, with the fingerprint of all their bytes."""
     tensors = [t for split in (train, val, test) if split is not None for t in (split.images, split.labels)]
     names = [str(name) for name in class_names]
@@ -89,9 +93,11 @@ def in_memory(train: Split, test: Split, class_names: Sequence[str], val: Split 
 
 
 def rank_in_class(labels: Tensor, purpose: str) -> Tensor:
-    """Position (N,) of each sample among those of its class, in a shuffle fixed by `purpose` and `SPLIT_SEED`.
+    """Position (N,) of each sample among those of its class, in a shuffle fixed by `purpose` and
+    `SPLIT_SEED`.
 
-    Thresholds on it give stratified splits, and sorting by it class-balanced subsets, each a part of any larger one.
+    Thresholds on it give stratified splits, and sorting by it class-balanced subsets, each a part of any
+    larger one.
     """
     order = torch.randperm(len(labels), generator=seeding.generator(SPLIT_SEED, purpose))
     order = order[labels[order].argsort(stable=True)]  # by class, shuffled within each
@@ -111,10 +117,11 @@ def split_off(split: Split, fraction: float, purpose: str) -> tuple[Split, Split
     quota = (split.labels.bincount().double() * fraction).round().long()
     taken = rank_in_class(split.labels, purpose) < quota[split.labels]
     if taken.all() or not taken.any():
+        counts = split.labels.bincount()
         raise UserError(
-            f"A {purpose} split of {fraction:g} of each class leaves one side empty: the classes have between "
-            f"{int(split.labels.bincount().min())} and {int(split.labels.bincount().max())} images. Add images, or "
-            "change the fraction (dataset.val_fraction)."
+            f"A {purpose} split of {fraction:g} of each class leaves one side empty: the classes have "
+            f"between {int(counts.min())} and {int(counts.max())} images. Add images, or change the fraction "
+            "(dataset.val_fraction)."
         )
     return split.select((~taken).nonzero().flatten()), split.select(taken.nonzero().flatten())
 

@@ -1,7 +1,8 @@
-"""Loaders of image sets too large for memory: worker processes decode and crop, the device augments and normalises.
+"""Loaders of image sets too large for memory: worker processes decode and crop, the device augments and
+normalises.
 
-What a worker does with an image depends on (seed, epoch, position of the image) alone, so the number of workers
-changes nothing but the speed. The interface is that of `loaders.py`.
+What a worker does with an image depends on (seed, epoch, position of the image) alone, so the number of
+workers changes nothing but the speed. The interface is that of `loaders.py`.
 """
 
 import math
@@ -17,15 +18,17 @@ from regbench.data.augment import apply, normalize
 from regbench.data.files import resize_and_crop, to_tensor
 from regbench.data.loaders import Batch, EpochPlan, Loader, even_batches
 from regbench.data.sets import Split, rank_in_class
+from regbench.errors import UserError
 
 EVAL_CROP = 0.875  # evaluation keeps the central 7/8 of the resized image: 224 of 256 pixels
 
 
 def random_resized_crop(image: Image.Image, size: int, generator: torch.Generator) -> Image.Image:
-    """A random window resized to size × size, as in Inception's training (Szegedy et al. 2015, arXiv:1409.4842).
+    """A random window resized to size × size, as in Inception's training (Szegedy et al. 2015,
+    arXiv:1409.4842).
 
-    The window covers 8 % to 100 % of the area, with an aspect ratio between 3/4 and 4/3, uniform in its logarithm;
-    ten tries, then the largest central window of an allowed ratio.
+    The window covers 8 % to 100 % of the area, with an aspect ratio between 3/4 and 4/3, uniform in its
+    logarithm; ten tries, then the largest central window of an allowed ratio.
     """
     width, height = image.size
 
@@ -57,7 +60,9 @@ class _Decoded(Dataset):
         if self.seed is None:
             image = resize_and_crop(image, self.size, round(self.size / EVAL_CROP))
         else:
-            image = random_resized_crop(image, self.size, seeding.generator(self.seed, "window", epoch, position))
+            image = random_resized_crop(
+                image, self.size, seeding.generator(self.seed, "window", epoch, position)
+            )
         return to_tensor(image), position
 
 
@@ -76,7 +81,9 @@ class _Keys:
 
 
 class _Stream(Loader):
-    def __init__(self, split: Split, size: int, seed: int | None, batches: int, workers: int, device: torch.device):
+    def __init__(
+        self, split: Split, size: int, seed: int | None, batches: int, workers: int, device: torch.device
+    ):
         super().__init__(batches)
         self.labels, self.device, self.keys = split.labels, device, _Keys()
         self.decoded = DataLoader(
@@ -91,14 +98,19 @@ class _Stream(Loader):
     def run(self, epoch: int, order: list[Tensor] | Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """uint8 images, labels and positions on the device, batch by batch."""
         self.keys.epoch, self.keys.order = epoch, order
-        for image, index in self.decoded:
-            yield tuple(t.to(self.device, non_blocking=True) for t in (image, self.labels[index], index))
+        try:
+            for image, index in self.decoded:
+                yield tuple(t.to(self.device, non_blocking=True) for t in (image, self.labels[index], index))
+        except UserError as error:  # a worker's error carries its traceback in the message
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 class TrainStream(_Stream):
     """Shuffled training batches: random windows from the workers, the batch's augmentation on the device."""
 
-    def __init__(self, split: Split, plan: EpochPlan, normalization, size: int, workers: int, device: torch.device):
+    def __init__(
+        self, split: Split, plan: EpochPlan, normalization, size: int, workers: int, device: torch.device
+    ):
         super().__init__(split, size, plan.seed, plan.batches, workers, device)
         self.plan, self.normalization = plan, normalization
 
@@ -115,7 +127,15 @@ class EvalStream(_Stream):
     """All samples of a split exactly once over all ranks: resized, central crop, in order."""
 
     def __init__(
-        self, split: Split, batch_size: int, normalization, size: int, workers: int, device: torch.device, rank=0, world=1
+        self,
+        split: Split,
+        batch_size: int,
+        normalization,
+        size: int,
+        workers: int,
+        device: torch.device,
+        rank=0,
+        world=1,
     ):
         self.chunks = even_batches(len(split), batch_size, rank, world)
         super().__init__(split, size, None, len(self.chunks), workers, device)

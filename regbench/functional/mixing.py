@@ -174,7 +174,8 @@ def spectral_residual(image: Tensor) -> Tensor:
 
     R = log|F| − (its 3 × 3 mean); saliency = |inverse Fourier transform of exp(R + i·phase)|², smoothed.
     Images larger than 64 pixels are shrunk to 64 as in the paper. The smoothing is a Gaussian of 2.5 / 64 of
-    the longer side, applied in the spectrum, so that the map wraps around at the borders (our choice).
+    the longer side with zeros outside the image (our choice; it keeps the border, where the Fourier transform
+    sees a jump, from being salient).
 
     Args:
         image: (C, H, W) or (H, W); channels are averaged. Scale and offset of the values hardly matter.
@@ -199,10 +200,13 @@ def spectral_residual(image: Tensor) -> Tensor:
     around = F.pad(log_amplitude[None, None], (1, 1, 1, 1), mode="circular")  # a spectrum is periodic
     residual = log_amplitude - F.avg_pool2d(around, 3, stride=1)[0, 0]
     energy = torch.fft.ifft2(torch.polar(residual.exp(), spectrum.angle())).abs().square()
-    fy, fx = (torch.fft.fftfreq(n, device=grey.device) for n in grey.shape)
     sigma = 2.5 / 64 * max(grey.shape)
-    blur = torch.exp(-2 * (math.pi * sigma) ** 2 * (fy[:, None] ** 2 + fx**2))
-    saliency = torch.fft.ifft2(torch.fft.fft2(energy) * blur).real
+    rows, columns = (torch.arange(n, device=grey.device) for n in grey.shape)
+    gauss_y, gauss_x = (
+        torch.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+        for at in (rows, columns)
+    )
+    saliency = gauss_y @ energy @ gauss_x
     if scale < 1:
         saliency = F.interpolate(saliency[None, None], size=(height, width), mode="bilinear")[0, 0]
     return saliency
@@ -252,8 +256,8 @@ def beta(alpha: float, generator: torch.Generator) -> float:
         raise UserError(
             f"alpha={alpha}: the mixing share is drawn from Beta(alpha, alpha); give an alpha above 0."
         )
-    # X / (X + Y) of two Gamma(alpha) variables, each Gamma(alpha + 1) · U^(1 / alpha): a product whose logarithm
-    # does not underflow for a small alpha. torch.distributions takes no generator, the sampler below it does.
+    # X / (X + Y) of two Gamma(alpha) variables, each Gamma(alpha + 1) · U^(1 / alpha), and
+    # the logarithm of that does not underflow. torch.distributions takes no generator, its sampler does.
     shape = torch.full((2,), alpha + 1.0, dtype=torch.float64)
     log_gamma = torch._standard_gamma(shape, generator=generator).log()
     log_gamma += torch.rand(2, generator=generator, dtype=torch.float64).log() / alpha

@@ -1,5 +1,6 @@
 """What every method shares, whatever its family: optimiser and schedule, random streams, and the check of the loss."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,10 +72,11 @@ class Method(pl.LightningModule):
         optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
         if self._schedule["name"] == "constant" and not self._schedule.get("warmup_epochs"):
             return optimizer
-        accumulate = 1 if self.automatic_optimization else self.accumulate
-        total = self.trainer.estimated_stepping_batches // accumulate
-        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
-        factor = lr_factor(self._schedule, total=int(total), per_epoch=total / epochs)
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs
+        if not self.automatic_optimization:  # then Lightning counts batches
+            total = math.ceil(self.trainer.num_training_batches / self.accumulate) * epochs
+        factor = lr_factor(self._schedule, total=total, per_epoch=total / epochs)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

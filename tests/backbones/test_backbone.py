@@ -9,12 +9,11 @@ from regbench.errors import UserError
 
 
 def tiny() -> nn.Sequential:
-    """Two single-number layers and a classifier, with weights to reckon by hand: 2x, then 3x + 1, then (x, -x)."""
+    """Two single-number layers and a classifier to reckon with by hand: 2x, then 3x + 1, then (x, -x)."""
     network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 2))
     with torch.no_grad():
-        for layer, weight, bias in zip(
-            network, ([[2.0]], [[3.0]], [[1.0], [-1.0]]), (0.0, 1.0, 0.0), strict=True
-        ):
+        weights, biases = ([[2.0]], [[3.0]], [[1.0], [-1.0]]), (0.0, 1.0, 0.0)
+        for layer, weight, bias in zip(network, weights, biases, strict=True):
             layer.weight.copy_(torch.tensor(weight))
             layer.bias.fill_(bias)
     return network
@@ -157,12 +156,22 @@ def test_weights_keep_their_names():
 
 
 def test_compiled():
-    """The plain pass compiles whole; a pass with a hook, through the compiled module too, gives the eager result."""
+    """The plain pass compiles whole and stays compiled; passes with hooks between them, each with its own
+    function, run in eager mode and give 3·(2x + k) + 1."""
     backbone = as_backbone(tiny())
     image = torch.tensor([[1.0], [5.0]])
+    torch.compiler.reset()
     whole = torch.compile(backbone, backend="eager", fullgraph=True)
     assert whole(image).tolist() == [[7, -7], [31, -31]]
-    compiled = torch.compile(backbone, backend="eager")
-    assert compiled(image).tolist() == [[7, -7], [31, -31]]
-    assert compiled(image, at="0", apply=lambda x: x.flip(0)).tolist() == [[31, -31], [7, -7]]
-    assert compiled(image).tolist() == [[7, -7], [31, -31]]
+
+    runs = []
+
+    def backend(graph, example_inputs):
+        return lambda *args: (runs.append(1), graph(*args))[1]
+
+    torch.compiler.reset()
+    compiled = torch.compile(backbone, backend=backend)
+    for k in range(12):
+        assert compiled(image).tolist() == [[7, -7], [31, -31]]
+        assert compiled(image, at="0", apply=lambda x, k=k: x + k)[:, 0].tolist() == [7 + 3 * k, 31 + 3 * k]
+    assert len(runs) == 12

@@ -1,13 +1,18 @@
 """The networks: published parameter counts, shapes, features, and the config files that build them."""
 
 import copy
+import importlib
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 import yaml
+from torch import nn
 
 from regbench.backbones import build
+from regbench.backbones.resnet import PreActBlock
 from regbench.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "backbone"
@@ -81,6 +86,18 @@ def test_counts_of_small_networks():
     assert parameters("resnet18_cifar", width=16) == conv + shortcuts + norms + 1_290
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_show_all_options(name):
+    node = config(name)
+    assert node["name"] == name
+    module, _, function = node["_target_"].rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters.values()
+    options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if node["_target_"].endswith("resnet.resnet") and "groups" not in node:
+        options -= {"groups", "base_width"}  # of ResNeXt
+    assert set(node) == {"name", "_target_"} | options
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64)])
 @pytest.mark.parametrize("name", OWN)
 def test_shapes(name, shape):
@@ -119,7 +136,6 @@ def test_features_and_stages(name, training):
     if training:
         return
     plain = backbone.network(image)
-    previous = None
     for stage in backbone.stages:
         # Swapping two images at a stage swaps their logits: all that comes later is applied image by image.
         swapped = backbone(image, at=stage, apply=lambda x: x[[1, 0, 2, 3]])
@@ -127,12 +143,6 @@ def test_features_and_stages(name, training):
         zeroed = backbone(image, at=stage, apply=torch.zeros_like)
         assert (zeroed[0] - plain[0]).abs().max() > 1e-4
         torch.testing.assert_close(zeroed[0], zeroed[1])  # nothing of the image gets past a zeroed stage
-        assert (
-            previous is None
-            or out.activations[stage].shape != previous.shape
-            or (out.activations[stage] != previous).any()
-        )
-        previous = out.activations[stage]
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
@@ -148,6 +158,39 @@ def test_small_vit_patches(size, side):
     backbone = build(config("small_vit", depth=1), shape=(1, size, size), num_classes=3)
     layer1 = backbone.outputs(torch.zeros(1, 1, size, size), collect=("layer1",)).activations["layer1"]
     assert layer1.shape == (1, side**2, 96)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_resnets_are_torchvisions_with_another_stem(name):
+    network = build(config(f"{name}_cifar"), shape=(3, 16, 16), num_classes=5).eval().network
+    reference = getattr(torchvision.models, name)(num_classes=5).eval()
+    reference.conv1, reference.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    reference.load_state_dict(network.state_dict())
+    image = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(network(image), reference(image))
+
+
+@pytest.mark.parametrize(("out", "expected"), [(1, {2.0: 32.0, -1.0: -1.0}), (2, {2.0: 44.0, -1.0: 0.0})])
+def test_preact_block_by_hand(out, expected):
+    """One pixel, norms that do nothing, weights 3, 5 and 7: x + 5·relu(3·relu(x)), or with another number of
+    channels 7·relu(x) + 5·relu(3·relu(x))."""
+    block = PreActBlock(1, out, stride=1, dropout=0.0).eval()
+    with torch.no_grad():
+        for layer, value in ((block.conv1, 3), (block.conv2, 5), (block.shortcut, 7)):
+            if layer is not None:
+                layer.weight.zero_()
+                middle = layer.weight.shape[-1] // 2
+                layer.weight[0, 0, middle, middle] = value
+        for x, y in expected.items():
+            assert block(torch.full((1, 1, 1, 1), x))[0, 0].item() == pytest.approx(y, rel=1e-4)
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_final_norm_makes_features_positive(final_norm):
+    torch.manual_seed(0)
+    options = {"width": 8, "final_norm": final_norm}
+    backbone = build(config("preact_resnet18", **options), shape=(3, 8, 8), num_classes=5)
+    assert (backbone.outputs(torch.randn(4, 3, 8, 8)).features >= 0).all() == final_norm
 
 
 def test_initialisation():

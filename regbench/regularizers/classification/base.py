@@ -27,6 +27,7 @@ class ClassificationMethod(Method):
             0  # a logger sets it to see this many images of the next batch, mixed, in `samples`
         )
         self.samples: Tensor | None = None
+        self.confusion: Tensor | None = None  # (C, C) counts of the last test; rows are the true classes
 
     def mix(self, image: Tensor) -> Draw | None:
         """How the images of this batch are mixed; None where they are not."""
@@ -73,3 +74,4 @@ class ClassificationMethod(Method):
     def on_test_epoch_end(self) -> None:
         self.log_dict(self.test_metrics.compute())
         self.test_metrics.reset()
+        self.confusion = self.test_confusion.compute()  # here, where every process takes part in the sum

@@ -1,0 +1,147 @@
+"""train.py from its command line to what it leaves in the run folder, and exact resuming."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from support import QUICK, ROOT, history, read_result, weights
+
+from regbench.loggers import History
+
+
+def test_a_run_leaves_result_config_metrics_and_checkpoints(train):
+    code, folder = train(*QUICK, "trainer.max_epochs=2", "seed=3")
+    assert code == 0
+    result = read_result(folder)
+    assert 0 <= result["metrics"]["test/accuracy"] <= 1
+    assert {"test/accuracy", "test/accuracy_top5", "test/nll", "test/ece"} == set(result["metrics"])
+    assert result["seed"] == 3
+    assert result["epochs"] == 2
+    assert result["tested"] == ["checkpoints/best.ckpt"]
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["duration_s"] > 0
+    assert result["device"].startswith("cpu")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config == result["config"]
+    assert config["trainer"]["max_epochs"] == 2
+    assert [row["epoch"] for row in history(folder)] == ["0", "1", "2"]
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+
+
+def test_best_val_tests_the_epoch_with_the_highest_validation_accuracy(train):
+    _, folder = train(*QUICK, "trainer.max_epochs=5", "optimizer.lr=0.5", "scheduler=constant")
+    accuracies = [float(row["val/accuracy"]) for row in history(folder) if row["val/accuracy"]]
+    epoch = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+    assert epoch == accuracies.index(max(accuracies))
+
+
+def test_median_of_the_last_ten_epochs(train):
+    _, folder = train(*QUICK, "trainer.max_epochs=12", "checkpoint.select=median_last_10", "dataset.val_fraction=0")
+    tested = [float(row["test/accuracy"]) for row in history(folder) if row["test/accuracy"]]
+    result = read_result(folder)
+    assert result["tested"] == [f"checkpoints/epoch-{e:04d}.ckpt" for e in range(2, 12)]
+    # The history has one row for the test step, whose last value is the last epoch's; the result is the median.
+    each = [_test_accuracy(train, folder / "checkpoints" / f"epoch-{e:04d}.ckpt") for e in range(2, 12)]
+    middle = sorted(each)[4:6]
+    assert result["metrics"]["test/accuracy"] == pytest.approx(sum(middle) / 2)
+    assert tested[-1] == pytest.approx(each[-1])
+
+
+def _test_accuracy(train, checkpoint):
+    _, folder = train(*QUICK, "dataset.val_fraction=0", "checkpoint.select=last", "test_only=true", f"ckpt_path={checkpoint}",
+                      run_dir=f"test-{checkpoint.stem}")  # fmt: skip
+    return read_result(folder)["metrics"]["test/accuracy"]
+
+
+RESUMED = ["regularizer=mixup", "dataset=digits", "backbone=small_cnn", "backbone.width=4", "logger=none",
+           "progress=none", "dataset.augment.translate=1", "dataset.train_size=400"]  # fmt: skip
+
+
+def test_resuming_continues_bit_for_bit(train):
+    """An interrupted run, resumed with the whole length, ends where an uninterrupted one ends."""
+    _, whole = train(*RESUMED, "trainer.max_epochs=4", run_dir="whole")
+    code, stopped = train(*RESUMED, "trainer.max_epochs=4", "+callbacks.stop={_target_: support.StopAfter, epochs: 2}",
+                          run_dir="stopped")  # fmt: skip
+    assert code == 130
+    assert not (stopped / "result.json").exists()
+    code, _ = train(f"resume={stopped}", "callbacks.stop.epochs=99")
+    assert code == 0
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(stopped)[name]), name
+    assert history(whole) == history(stopped)
+    assert read_result(whole)["metrics"] == read_result(stopped)["metrics"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train):
+    _, first = train(*QUICK, "seed=5", run_dir="a")
+    _, again = train(*QUICK, "seed=5", run_dir="b")
+    _, other = train(*QUICK, "seed=6", run_dir="c")
+    assert all(torch.equal(weights(first)[k], v) for k, v in weights(again).items())
+    assert not all(torch.equal(weights(first)[k], v) for k, v in weights(other).items())
+
+
+def test_a_pinned_stream_does_not_follow_the_seed(train):
+    folders = [train(*QUICK, f"seed={s}", "seeds.init=7", "optimizer.lr=1e-12", run_dir=str(s))[1] for s in (1, 2)]
+    first, second = (weights(folder) for folder in folders)
+    key = next(k for k in first if k.endswith("weight"))
+    torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=0)
+
+
+def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(train, capsys):
+    options = [*QUICK, "trainer.max_epochs=3", "+callbacks.poison={_target_: support.Poison, epoch: 1, batch: 2}"]
+    code, folder = train(*options)
+    message = capsys.readouterr().err
+    batches = 1295 // 128
+    assert code == 2
+    assert f"step {batches + 2} (epoch 1, batch 2)" in message
+    assert "Traceback" not in message
+    kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *QUICK, "trainer.max_epochs=100000", "progress=lines",
+         f"hydra.run.dir={tmp_path / 'run'}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"resume={tmp_path / 'run'}" in out
+    assert "Traceback" not in err
+    assert torch.load(last, weights_only=True)["epoch"] >= 0
+
+
+def test_multirun_with_hydras_own_launcher(command, tmp_path):
+    done = command("--multirun", "regularizer=none,label_smoothing", "seed=1,2", *QUICK, "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    results = sorted(tmp_path.glob("sweep/*/result.json"))
+    assert len(results) == 4
+    configs = [json.loads(path.read_text())["config"] for path in results]
+    assert [(c["regularizer"]["name"], c["seed"]) for c in configs] == [
+        ("none", 1), ("none", 2), ("label_smoothing", 1), ("label_smoothing", 2)
+    ]  # fmt: skip
+
+
+def test_history_merges_a_step_and_forgets_what_a_resumed_run_writes_again(tmp_path):
+    log = History(tmp_path / "metrics.csv")
+    log.log_metrics({"epoch": 0, "a": 1.0}, step=9)
+    log.log_metrics({"epoch": 0, "b": 2.0}, step=9)
+    log.log_metrics({"epoch": 1, "a": 3.0}, step=19)
+    log.log_metrics({"epoch": 1, "b": 4.0}, step=19)
+    expected = [{"epoch": "0", "step": "9", "a": "1.0", "b": "2.0"}, {"epoch": "1", "step": "19", "a": "3.0", "b": "4.0"}]
+    assert history(tmp_path) == expected
+    reopened = History(tmp_path / "metrics.csv")
+    reopened.forget_from(1)
+    reopened.log_metrics({"epoch": 1, "a": 5.0}, step=19)
+    assert history(tmp_path) == [expected[0], {"epoch": "1", "step": "19", "a": "5.0", "b": ""}]
