@@ -90,6 +90,7 @@ def _train(argv: list[str]) -> None:
     if script.name != "train.py":
         script = Path(__file__).parent / "launch" / "train.py"
     sys.argv = [str(script), *argv]
+    _job.started = False
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")(_job)()

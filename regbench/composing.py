@@ -54,7 +54,7 @@ def overrides_to_resume(argv: list[str]) -> list[str]:
         raise UserError(f"The run in {folder} has no checkpoint: it stopped before its first epoch ended. Start it anew.")
     own = [o for o in OmegaConf.to_container(OmegaConf.load(saved)) if not o.startswith((RESUME, "ckpt_path="))]
     new = [a for a in argv if a not in wanted]
-    return [*own, *new, f'"{RESUME}{folder}"', f'ckpt_path="{last}"', f'hydra.run.dir="{folder}"']
+    return [*own, *new, f"{RESUME}'{folder}'", f"ckpt_path='{last}'", f"hydra.run.dir='{folder}'"]
 
 
 def explain(error: HydraException | OmegaConfBaseException, argv: list[str]) -> UserError:

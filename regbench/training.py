@@ -14,6 +14,7 @@ import regbench.torchvision_schemas  # noqa: F401  before Lightning, which impor
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
@@ -88,7 +89,7 @@ def _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, logge
     for logger in loggers:
         logger.log_hyperparams(flat(resolved))
     if checkpoint is not None:
-        history.forget_from(checkpoint["epoch"])
+        history.forget_from(checkpoint["epoch"] + 1)
 
     if cfg.test_only:
         method.load_state_dict(checkpoint["state_dict"])
@@ -174,23 +175,26 @@ def build_trainer(cfg: DictConfig, method: pl.LightningModule, run_dir: Path, lo
         callbacks.append(LineProgress())
     node = cfg.accelerator
     devices = OmegaConf.to_container(node.devices) if OmegaConf.is_list(node.devices) else node.devices
-    return pl.Trainer(
-        **options,
-        accelerator=node.accelerator,
-        devices=devices,
-        num_nodes=node.num_nodes,
-        strategy=node.strategy,
-        sync_batchnorm=node.sync_batchnorm,
-        precision=node.precision,
-        logger=loggers,
-        callbacks=callbacks,
-        default_root_dir=run_dir,
-        enable_checkpointing=True,
-        enable_model_summary=False,
-        enable_progress_bar=progress == "bar",
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the loaders share the global batch out themselves
-    )
+    try:
+        return pl.Trainer(
+            **options,
+            accelerator=node.accelerator,
+            devices=devices,
+            num_nodes=node.num_nodes,
+            strategy=node.strategy,
+            sync_batchnorm=node.sync_batchnorm,
+            precision=node.precision,
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=run_dir,
+            enable_checkpointing=True,
+            enable_model_summary=False,
+            enable_progress_bar=progress == "bar",
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the loaders share the global batch out themselves
+        )
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"Lightning's Trainer refuses the options of trainer and accelerator: {error}") from error
 
 
 def fit(trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule, ckpt_path: str | None, run_dir: Path) -> None:

@@ -33,7 +33,7 @@ def train(tmp_path, monkeypatch):
         folder = tmp_path / run_dir
         own = [] if any(o.startswith("resume=") for o in overrides) else [f"hydra.run.dir={folder}"]
         try:
-            code = cli.train([*overrides, *own])
+            code = cli.train([*own, *overrides])
         except SystemExit as exit_:
             code = exit_.code
         return code, folder
