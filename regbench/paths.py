@@ -9,19 +9,20 @@ PLUGIN_GROUP = "regbench.plugins"
 _PACKAGE = Path(__file__).parent
 
 
-def _shelf(name: str) -> Path:
-    inside = _PACKAGE / name
-    return inside if inside.is_dir() else _PACKAGE.parent / name
+def shelf(package: Path, name: str) -> Path:
+    """The folder `name` of a package: inside it, as a wheel has it, else beside it, as a checkout has it."""
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
 
 
 def configs_dir() -> Path:
     """RegBench's own `configs` folder."""
-    return _shelf("configs")
+    return shelf(_PACKAGE, "configs")
 
 
-def docs_dir() -> Path:
-    """RegBench's own `docs` folder (the wheel carries its `papers` only)."""
-    return _shelf("docs")
+def config_folders() -> list[Path]:
+    """RegBench's own `configs` folder and the plug-ins', in the order in which Hydra looks: the first one wins."""
+    return [configs_dir(), *(folder / "configs" for folder in plugins().values())]
 
 
 @cache

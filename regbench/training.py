@@ -20,6 +20,7 @@ from rich.table import Table
 
 from regbench import backbones, registry, results, seeding
 from regbench.api import check_state
+from regbench.backbones.sync_batchnorm import synchronise_batchnorm
 from regbench.callbacks import EpochCheckpoint, LineProgress
 from regbench.checks import check, check_writable
 from regbench.data.module import ImageDataModule
@@ -157,6 +158,8 @@ def build_method(cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, s
         method = method.to(memory_format=torch.channels_last)
     if cfg.accelerator.compile:
         method.backbone.compile()
+    if cfg.accelerator.sync_batchnorm and cfg.accelerator.accelerator == "cpu":
+        synchronise_batchnorm(method)
     return method
 
 
@@ -182,7 +185,7 @@ def build_trainer(cfg: DictConfig, method: pl.LightningModule, run_dir: Path, lo
             devices=devices,
             num_nodes=node.num_nodes,
             strategy=node.strategy,
-            sync_batchnorm=node.sync_batchnorm,
+            sync_batchnorm=node.sync_batchnorm and node.accelerator != "cpu",  # torch's own needs GPUs
             precision=node.precision,
             logger=loggers,
             callbacks=callbacks,

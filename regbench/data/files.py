@@ -48,7 +48,7 @@ def missing(name: str, root: Path, layouts: Sequence[str], reason: str = "") -> 
     return UserError(f"{text} {reason}".strip())
 
 
-# -- pickles -------------------------------------------------------------------------------------------------
+# -- pickles -----------------------------------------------------------------------------------------------
 
 # What NumPy's arrays need to come back; bytes, str, int, list and dict need nothing.
 _PICKLED_NAMES = {
@@ -96,7 +96,7 @@ def damaged(path: str | os.PathLike, reason: object) -> UserError:
     return UserError(f"{path} is damaged or incomplete ({reason}). Delete it and fetch it again.")
 
 
-# -- pictures ------------------------------------------------------------------------------------------------
+# -- pictures ----------------------------------------------------------------------------------------------
 
 
 def open_image(source: str | os.PathLike | io.BytesIO, name: str = "") -> Image.Image:
@@ -185,7 +185,7 @@ def decode_all(decode: Callable[[int], Image.Image], count: int, size: int) -> t
     return images
 
 
-# -- cache ---------------------------------------------------------------------------------------------------
+# -- cache -------------------------------------------------------------------------------------------------
 
 
 def cached(root: Path, sources: Iterable[Path], options: str, decode: Callable[[], ImageSets]) -> ImageSets:

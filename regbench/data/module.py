@@ -53,12 +53,11 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(
                 f"dataset.val_fraction={fraction}: it lies in [0, 1); 0 means no validation split."
             )
-        for key in ("batch_size", "eval_batch_size"):
-            if node[key] % world:
-                raise UserError(
-                    f"dataset.{key}={node[key]} is the batch of all {world} processes together and does not "
-                    f"divide into {world} equal parts. Take a multiple of {world}."
-                )
+        if node["batch_size"] % world:
+            raise UserError(
+                f"dataset.batch_size={node['batch_size']} is the batch of all {world} processes together and "
+                f"does not divide into {world} equal parts. Take a multiple of {world}."
+            )
         Augment.from_config(node.get("augment"))
         if (node.get("mean") is None) != (node.get("std") is None):
             raise UserError("dataset.mean and dataset.std go together: give both, or leave both null.")
@@ -102,7 +101,8 @@ class ImageDataModule(pl.LightningDataModule):
             if not len(sets.class_names) <= size <= len(train):
                 raise UserError(
                     f"dataset.train_size={size}: it lies between the number of classes "
-                    f"({len(sets.class_names)}) and that of the training images ({len(train)} after val_fraction)."
+                    f"({len(sets.class_names)}) and that of the training images "
+                    f"({len(train)} after val_fraction)."
                 )
             train = balanced_subset(train, size)
         self._check_loaded(train, sets)

@@ -49,25 +49,35 @@ def random_resized_crop(image: Image.Image, size: int, generator: torch.Generato
 
 
 class _Decoded(Dataset):
-    """Maps (epoch, position) to (uint8 (3, size, size), position); `seed` None means the central crop."""
+    """Maps a batch of keys (epoch, position) to (uint8 (B, 3, size, size), int64 positions (B,)).
+
+    A picture that can't be decoded gives the text of its UserError instead: after an exception in a worker, torch's
+    DataLoader takes five seconds a worker to end.
+
+    Args:
+        seed: of the random windows; None means the central crop.
+    """
 
     def __init__(self, split: Split, size: int, seed: int | None):
         self.images, self.size, self.seed = split.images, size, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, position = key
+    def __getitem__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor] | str:
+        try:
+            images = torch.stack([self._one(*key) for key in keys])
+        except UserError as error:
+            return str(error)
+        return images, torch.tensor([position for _, position in keys])
+
+    def _one(self, epoch: int, position: int) -> Tensor:
         image = self.images[position]
         if self.seed is None:
-            image = resize_and_crop(image, self.size, round(self.size / EVAL_CROP))
-        else:
-            image = random_resized_crop(
-                image, self.size, seeding.generator(self.seed, "window", epoch, position)
-            )
-        return to_tensor(image), position
+            return to_tensor(resize_and_crop(image, self.size, round(self.size / EVAL_CROP)))
+        generator = seeding.generator(self.seed, "window", epoch, position)
+        return to_tensor(random_resized_crop(image, self.size, generator))
 
 
 class _Keys:
-    """The batch sampler: one epoch's keys, batch by batch. The workers outlive the epoch, so keys name it."""
+    """The sampler: one epoch's keys, batch by batch. The workers outlive the epoch, so keys name it."""
 
     def __init__(self):
         self.epoch, self.order = 0, []
@@ -88,7 +98,8 @@ class _Stream(Loader):
         self.labels, self.device, self.keys = split.labels, device, _Keys()
         self.decoded = DataLoader(
             _Decoded(split, size, seed),
-            batch_sampler=self.keys,
+            sampler=self.keys,
+            batch_size=None,  # a key of the sampler is a batch already
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -98,11 +109,11 @@ class _Stream(Loader):
     def run(self, epoch: int, order: list[Tensor] | Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """uint8 images, labels and positions on the device, batch by batch."""
         self.keys.epoch, self.keys.order = epoch, order
-        try:
-            for image, index in self.decoded:
-                yield tuple(t.to(self.device, non_blocking=True) for t in (image, self.labels[index], index))
-        except UserError as error:  # a worker's error carries its traceback in the message
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+        for batch in self.decoded:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            image, index = batch
+            yield tuple(t.to(self.device, non_blocking=True) for t in (image, self.labels[index], index))
 
 
 class TrainStream(_Stream):
@@ -148,6 +159,8 @@ class EvalStream(_Stream):
 
 def sample_images(split: Split, size: int, count: int) -> Tensor:
     """uint8 (count or fewer, 3, size, size): central crops of a fixed sample of the split."""
-    decoded = _Decoded(split, size, None)
     positions = rank_in_class(torch.zeros(len(split), dtype=torch.int64), "statistics").argsort()[:count]
-    return torch.stack([decoded[0, int(position)][0] for position in positions])
+    sample = _Decoded(split, size, None)[[(0, position) for position in positions.tolist()]]
+    if isinstance(sample, str):
+        raise UserError(sample)
+    return sample[0]

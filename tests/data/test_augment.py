@@ -1,4 +1,4 @@
-"""Crops, flips, cutout by hand on small integer images; RandAugment against torchvision's own on PIL pictures."""
+"""Crops, flips, cutout by hand on small integer images; RandAugment against torchvision's on PIL."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_crop_with_reflection():
 
 def test_crop_then_flip():
     assert one((0, 0), 1, flip=1) == [[0, 0, 0], [2, 1, 0], [5, 4, 0]]
-    assert one((0, 2), 1, flip=1) == [[0, 3, 2], [0, 6, 5], [0, 9, 8]]
+    assert one((0, 2), 1, flip=1) == [[0, 0, 0], [0, 3, 2], [0, 6, 5]]
     assert one((0, 2), 1, flip=0) == [[0, 0, 0], [2, 3, 0], [5, 6, 0]]
 
 
@@ -133,7 +133,11 @@ def test_randaugment_agrees_with_torchvision_on_pil(name, negative):
     op, magnitude = OPERATIONS[name]
     for before, after in zip(images, result, strict=True):
         picture = autoaugment._apply_op(
-            pil.to_pil_image(before), op, magnitude(-0.6 if negative else 0.6), pil.InterpolationMode.NEAREST, None
+            pil.to_pil_image(before),
+            op,
+            magnitude(-0.6 if negative else 0.6),
+            pil.InterpolationMode.NEAREST,
+            None,
         )
         difference = (pil.pil_to_tensor(picture).int() - after.int()).abs()
         assert (difference > 3).double().mean() < 0.05  # PIL rounds the colours and the edges otherwise

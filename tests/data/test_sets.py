@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from regbench.data.sets import Split, balanced_subset, channel_statistics, fingerprint, rank_in_class, split_off
+from regbench.data.sets import (
+    Split,
+    balanced_subset,
+    channel_statistics,
+    fingerprint,
+    rank_in_class,
+    split_off,
+)
 from regbench.errors import UserError
 
 
@@ -62,12 +69,18 @@ def test_channel_statistics_agree_with_torch():
 
 
 def test_constant_channel_is_not_divided_by_zero():
-    assert channel_statistics(torch.full((2, 1, 3, 3), 51, dtype=torch.uint8)) == ([pytest.approx(0.2)], [1 / 255])
+    assert channel_statistics(torch.full((2, 1, 3, 3), 51, dtype=torch.uint8)) == (
+        [pytest.approx(0.2)],
+        [1 / 255],
+    )
 
 
 def test_fingerprint_sees_every_part():
     x = torch.zeros(2, 3, dtype=torch.uint8)
     y = x.clone()
     y[1, 2] = 1
-    assert len({fingerprint(x), fingerprint(y), fingerprint(x.T), fingerprint(x, "a"), fingerprint(x.long())}) == 5
+    assert (
+        len({fingerprint(x), fingerprint(y), fingerprint(x.T), fingerprint(x, "a"), fingerprint(x.long())})
+        == 5
+    )
     assert fingerprint("ab", "c") != fingerprint("a", "bc")

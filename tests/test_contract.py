@@ -1,0 +1,80 @@
+"""What holds for every method in the registry, found there: nothing here names one."""
+
+import inspect
+import json
+
+import pytest
+import torch
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from support import read_result, weights
+
+from regbench import catalogue, registry
+from regbench.composing import compose_config
+from regbench.paths import configs_dir
+
+METHODS = list(registry.entries())
+TWO_STEPS = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",
+             "trainer.limit_test_batches=1", "logger=none", "progress=none"]  # fmt: skip
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_two_steps_from_the_default_config_twice(train, slug):
+    """Trains, tests with finite metrics, and the same seed gives the same bits."""
+    folders = []
+    for run_dir in ("first", "again"):
+        code, folder = train(f"regularizer={slug}", *TWO_STEPS, run_dir=run_dir)
+        assert code == 0
+        metrics = read_result(folder)["metrics"]
+        assert metrics
+        assert all(value is not None for value in metrics.values())  # null would be NaN or infinite
+        folders.append(folder)
+    first, again = map(weights, folders)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_checkpoint_round_trip(train, slug):
+    """The weights of a checkpoint, tested again, give the metrics of the run that wrote it."""
+    _, folder = train(f"regularizer={slug}", *TWO_STEPS, "checkpoint.select=last")
+    last = folder / "checkpoints" / "last.ckpt"
+    _, tested = train(f"regularizer={slug}", *TWO_STEPS, "test_only=true", f"ckpt_path={last}", run_dir="tested")
+    assert read_result(tested)["metrics"] == read_result(folder)["metrics"]
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_composes_with_every_accelerator(slug):
+    for accelerator in sorted(p.stem for p in (configs_dir() / "accelerator").glob("*.yaml")):
+        config = compose_config([f"regularizer={slug}", f"accelerator={accelerator}"])
+        assert config.accelerator.name == accelerator
+        assert OmegaConf.to_container(config, resolve=True)["regularizer"]["name"] == slug
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_config_and_constructor_have_the_same_hyperparameters(slug):
+    config = OmegaConf.to_container(compose_config([f"regularizer={slug}"]).regularizer, resolve=True)
+    assert config.pop("name") == slug
+    parameters = inspect.signature(registry.load(slug).__init__).parameters.values()
+    constructor = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert config == json.loads(json.dumps(constructor))  # YAML has no tuples
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_every_hyperparameter_is_explained(slug):
+    for row in catalogue.hyperparameters(slug):
+        assert len(row.meaning) > 10, f"{slug}: {row.name} has no comment in its config"
+    entry = registry.find(slug)
+    assert entry.claim
+
+
+@pytest.mark.parametrize("group", ["dataset", "backbone", "optimizer", "scheduler", "experiment", "logger", "callbacks"])
+def test_every_config_of_a_group_composes(group):
+    folder = configs_dir() / group
+    names = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml") if p.name[0] != "_"]
+    assert names
+    for name in names:
+        try:
+            config = compose_config([f"{group}={name}"])
+            OmegaConf.to_container(config, resolve=True)
+        except HydraException as error:
+            pytest.fail(f"{group}={name}: {error}")

@@ -1,0 +1,25 @@
+"""Two processes give the loss and the weights of one process on the same global batch."""
+
+import pytest
+import torch
+from support import history, read_result, weights
+
+RUN = ["dataset=digits", "dataset.train_size=512", "dataset.augment.translate=1", "backbone=small_cnn", "backbone.width=8",
+       "trainer.max_epochs=2", "logger=none", "progress=none"]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_two_processes_are_one(command, tmp_path, norm):
+    """Batch norm is the harder case: its statistics must be those of the global batch (sync_batchnorm)."""
+    options = [*RUN, f"backbone.norm={norm}"]
+    for accelerator in ("cpu", "ddp_cpu"):
+        done = command(*options, f"accelerator={accelerator}", f"hydra.run.dir={accelerator}")
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "cpu", tmp_path / "ddp_cpu"
+    assert read_result(two)["device"].endswith("2 processes")
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    for first, second in zip(history(one), history(two), strict=True):
+        for key in ("train/loss", "val/accuracy", "val/nll", "val/ece", "test/accuracy", "test/nll", "test/ece"):
+            if first[key]:
+                assert float(second[key]) == pytest.approx(float(first[key]), rel=1e-4), key
