@@ -31,4 +31,4 @@ format: setup  ## mend style and format
 	@$(BIN)/ruff format .
 
 bench: setup  ## measure speed and memory against a bare PyTorch loop
-	@$(BIN)/python scripts/bench.py
+	@$(BIN)/python benchmarks/run.py

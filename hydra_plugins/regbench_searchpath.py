@@ -9,4 +9,4 @@ from regbench.paths import plugins
 class RegBenchPlugins(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for package, folder in plugins().items():
-            search_path.append(provider=package, path=(folder / "configs").as_uri())
+            search_path.append(provider=package, path=f"file://{folder / 'configs'}")  # Hydra decodes no %20

@@ -33,9 +33,9 @@ def plugins() -> dict[str, Path]:
     as RegBench: `regularizers/<family>/<slug>.py` and `configs/{regularizer,dataset,backbone,table,…}`.
     """
     found = {}
-    for point in entry_points(group=PLUGIN_GROUP):
-        spec = importlib.util.find_spec(point.module.partition(".")[0])
-        if spec is not None and spec.origin is not None:
-            folder = Path(spec.origin).parent.joinpath(*point.module.split(".")[1:])
-            found[point.module] = folder
+    for module in sorted({point.module for point in entry_points(group=PLUGIN_GROUP)}):
+        top, *below = module.split(".")
+        spec = importlib.util.find_spec(top)
+        if spec is not None and spec.submodule_search_locations:
+            found[module] = Path(spec.submodule_search_locations[0]).joinpath(*below)
     return found

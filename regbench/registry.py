@@ -6,11 +6,11 @@ neither the methods nor torch; a method's module is imported when the method is 
 
 import ast
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from regbench.errors import unknown
+from regbench.errors import UserError, unknown
 from regbench.paths import plugins
 
 # What a task's methods read of a batch. A dataset's config names the fields that its batches have (`fields`), and a
@@ -43,6 +43,7 @@ class Entry:
     module: str
     class_name: str
     path: Path
+    twins: tuple[Path, ...] = ()  # other files that claim the slug
 
 
 def register(slug: str, *, task: str, paper: Paper | None = None):
@@ -67,22 +68,36 @@ def register(slug: str, *, task: str, paper: Paper | None = None):
 
 @cache
 def entries() -> dict[str, Entry]:
-    """All methods, RegBench's and the plug-ins', by slug, in alphabetical order."""
+    """All methods, RegBench's and the plug-ins', by slug, in alphabetical order.
+
+    Raises:
+        UserError: a method's file that can't be read, e.g. one with a syntax error.
+    """
     shelves = {"regbench": Path(__file__).parent, **plugins()}
     found = {}
     for package, folder in shelves.items():
         for path in sorted(folder.glob("regularizers/*/*.py")):
             entry = _read(path, f"{package}.regularizers.{path.parent.name}.{path.stem}")
             if entry is not None:
-                found.setdefault(entry.slug, entry)
+                first = found.setdefault(entry.slug, entry)
+                if first is not entry:
+                    found[entry.slug] = replace(first, twins=(*first.twins, path))
     return dict(sorted(found.items()))
 
 
 def find(slug: str) -> Entry:
-    """The method's entry. Raises UserError with the nearest names where there is none."""
+    """The method's entry.
+
+    Raises:
+        UserError: there is none (with the nearest names), or there are two: neither then runs in the other's place.
+    """
     if slug not in entries():
         raise unknown("regularizer", slug, entries(), "`regbench list` shows them all.")
-    return entries()[slug]
+    entry = entries()[slug]
+    if entry.twins:
+        files = " and ".join(map(str, (entry.path, *entry.twins)))
+        raise UserError(f"Two methods are called '{slug}': {files}. Rename one, or uninstall its package.")
+    return entry
 
 
 def load(slug: str) -> type:
@@ -93,19 +108,39 @@ def load(slug: str) -> type:
 
 def _read(path: Path, module: str) -> Entry | None:
     """The entry of the class decorated with `@register(...)` in the file, None where there is none."""
-    source = path.read_text()
-    if "@register(" not in source:
+    source = path.read_text(encoding="utf-8")
+    if "register(" not in source:
         return None
-    for node in ast.parse(source).body:
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}. Mend it, or uninstall its package.") from error
+    for node in body:
         for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register":
-                keywords = {k.arg: k.value for k in call.keywords}
-                paper = keywords.get("paper")
-                if isinstance(paper, ast.Call):
-                    paper = Paper(**{k.arg: ast.literal_eval(k.value) for k in paper.keywords})
-                else:
-                    paper = None
+            # @register(...) or @registry.register(...)
+            if isinstance(call, ast.Call) and "register" in (getattr(call.func, k, "") for k in ("id", "attr")):
+                try:
+                    slug, task, paper = _arguments(call)
+                    if slug != path.stem:
+                        raise ValueError(f"the slug must be the file's name, {path.stem}")
+                except (ValueError, TypeError, KeyError, IndexError) as error:
+                    raise UserError(
+                        f"{path}, line {call.lineno}: @register needs a slug, task= and paper= (None, or Paper(title=, "
+                        f"authors=, year=, venue=)), all literals, since they are read as text ({error})."
+                    ) from error
+                if task not in TASKS:
+                    raise unknown(f"task in {path}:", task, TASKS)
                 claim = (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
-                task = ast.literal_eval(keywords["task"])
-                return Entry(ast.literal_eval(call.args[0]), task, paper, claim, module, node.name, path)
+                return Entry(slug, task, paper, claim, module, node.name, path)
     return None
+
+
+def _arguments(call: ast.Call) -> tuple[str, str, Paper | None]:
+    """(slug, task, paper) of `register(slug, task=..., paper=Paper(...) or None)`."""
+    keywords = {k.arg: k.value for k in call.keywords}
+    paper = keywords.get("paper")
+    if isinstance(paper, ast.Call):
+        paper = Paper(**{k.arg: ast.literal_eval(k.value) for k in paper.keywords})
+    elif paper is not None and ast.literal_eval(paper) is not None:
+        raise TypeError("paper is neither")
+    return ast.literal_eval(call.args[0]), ast.literal_eval(keywords["task"]), paper

@@ -51,8 +51,8 @@ def random_resized_crop(image: Image.Image, size: int, generator: torch.Generato
 class _Decoded(Dataset):
     """Maps a batch of keys (epoch, position) to (uint8 (B, 3, size, size), int64 positions (B,)).
 
-    A picture that can't be decoded gives the text of its UserError instead: after an exception in a worker, torch's
-    DataLoader takes five seconds a worker to end.
+    A picture that can't be decoded gives the text of its UserError instead: after an exception in a worker,
+    torch's DataLoader takes five seconds a worker to end.
 
     Args:
         seed: of the random windows; None means the central crop.

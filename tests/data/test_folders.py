@@ -263,9 +263,6 @@ class Squares(torch.utils.data.Dataset):
         return (image / 255 if self.kind == "float" else image), label
 
 
-TARGET = f"dataset.target={__name__}.Squares"
-
-
 @pytest.fixture
 def squares(make, monkeypatch):
     monkeypatch.setattr(custom, "get_object", lambda name: {"Squares": Squares}[name])

@@ -1,0 +1,37 @@
+"""Peak resident memory (MiB) above what the imports take: `python memory.py bare|regbench <backbone> <dataset> <steps>`.
+
+Each measurement is a process of its own, so that nothing stays from the one before.
+"""
+
+import resource
+import sys
+
+import regbench.torchvision_schemas  # noqa: F401
+
+# isort: split
+import bare_loop
+import pytorch_lightning  # noqa: F401
+import timm  # noqa: F401
+import torch
+from runs import config, data_and_network, train_run
+
+from regbench import training  # noqa: F401
+
+
+def resident() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+if __name__ == "__main__":
+    kind, backbone, dataset, steps = sys.argv[1:]
+    before = resident()
+    cfg = config(backbone, dataset, epochs=1, steps=int(steps))
+    if kind == "bare":
+        data, network = data_and_network(cfg)
+        torch.manual_seed(0)
+        bare_loop.train(network, data.sets.train.images, data.sets.train.labels, batch=128, epochs=1, steps=int(steps))
+    else:
+        train_run(cfg)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(peak - before)
