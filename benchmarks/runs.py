@@ -27,7 +27,8 @@ def data_and_network(cfg: DictConfig) -> tuple[ImageDataModule, torch.nn.Module]
     """The configuration's data, read, and its network, for the bare loop."""
     data = ImageDataModule(cfg.dataset, seeding.streams(0))
     data.prepare_data()
-    return data, backbones.build(dict(cfg.backbone), shape=data.shape, num_classes=data.num_classes)
+    network = backbones.build(dict(cfg.backbone), shape=data.shape, num_classes=data.num_classes)
+    return data, network.to(memory_format=torch.channels_last) if network.channels_last else network
 
 
 def train_run(cfg: DictConfig) -> list[float]:

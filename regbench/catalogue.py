@@ -1,4 +1,4 @@
-"""`regbench list`, `info` and `cite`: read from the methods' files and configs as text, without importing torch."""
+"""`regbench list`, `info` and `cite`: read from the methods' files and configs as text, without torch."""
 
 import re
 import sys
@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -17,9 +18,10 @@ from regbench import registry
 from regbench.errors import UserError, unknown
 from regbench.paths import config_folders, configs_dir, shelf
 
-NARROW = 100  # columns of a terminal below which `regbench list` prints two lines a method instead of a table
-STOP_WORDS = {"a", "an", "the", "on", "in", "of", "for", "to", "is", "are", "with", "from", "by", "and", "at", "as", "via"}
-JOURNAL = re.compile(r"journal|transactions|letters|^(nature|science|neural|pnas|tpami|tnnls|tip|tmlr|jmlr|ijcv)\b", re.I)
+NARROW = 100  # columns of a terminal below which lines with an indented text take the place of tables
+STOP_WORDS = {"a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "of", "on", "the", "to"}
+JOURNALS = "nature|neural computation|neural networks|pnas|science|tpami|tnnls|tip|tmlr|jmlr|ijcv"
+JOURNAL = re.compile(rf"journal|transactions|letters|^({JOURNALS})\b", re.IGNORECASE)
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -55,7 +57,7 @@ def config_path(slug: str) -> Path:
 
 
 def defaults(slug: str) -> dict[str, Any]:
-    """The groups that train.yaml and the method's config choose, e.g. {"dataset": "mnist5k", "optimizer": "sgd", …}."""
+    """What train.yaml and the method's config choose of each group, e.g. {"dataset": "mnist5k", …}."""
     chosen = {}
     for path in (configs_dir() / "train.yaml", config_path(slug)):
         for item in _read_yaml(path).get("defaults", []):
@@ -66,7 +68,7 @@ def defaults(slug: str) -> dict[str, Any]:
 
 
 def hyperparameters(slug: str) -> list[Hyperparameter]:
-    """The method's hyperparameters in the order of its config, explained by the comment on or above each line."""
+    """The method's hyperparameters in the order of its config, explained by the comment on or above each."""
     path = config_path(slug)
     meanings, above, key = {}, [], None
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -99,10 +101,7 @@ def datasets_with(fields: tuple[str, ...]) -> list[str]:
 
 
 def show_list(task: str | None = None, search: str | None = None) -> None:
-    """Prints the methods, those of a task or with a text in slug, title, authors or claim.
-
-    A table, or in a narrow terminal two lines a method.
-    """
+    """Prints the methods, those of a task or with a text in slug, title, authors or claim, as a table."""
     if task is not None and task not in registry.TASKS:
         raise unknown("task", task, registry.TASKS)
     found = []
@@ -112,24 +111,24 @@ def show_list(task: str | None = None, search: str | None = None) -> None:
         if (task is None or entry.task == task) and (search is None or search.lower() in text):
             found.append(entry)
     if not found:
-        what = "No method" + (f" of the task {task}" if task else "") + (f" mentions '{search}'" if search else "")
-        raise UserError(f"{what}; `regbench list` shows them all.")
+        of, mentions = f" of the task {task}" if task else "", f" mentions '{search}'" if search else ""
+        raise UserError(f"No method{of}{mentions}; `regbench list` shows them all.")
     console = _console()
-    wide = [Column(name, no_wrap=True) for name in ("slug", "task")]
-    table = Table(*wide, "paper", *(Column(name, no_wrap=True) for name in ("year", "dataset", "backbone")),
-                  box=None, pad_edge=False)  # fmt: skip
+    names = ("slug", "task", "paper", "year", "dataset", "backbone")
+    table = Table(*(Column(name, no_wrap=name != "paper") for name in names), box=None, pad_edge=False)
     for entry in found:
-        chosen = defaults(entry.slug)
+        data, network = (str(defaults(entry.slug)[group]) for group in ("dataset", "backbone"))
         title, year = (entry.paper.title, str(entry.paper.year)) if entry.paper else ("(baseline)", "")
         if console.width < NARROW:
-            console.print(Text(entry.slug, "bold"), f"({entry.task}; {chosen['dataset']}, {chosen['backbone']})")
-            console.print(Text(f"{title} {year}".strip()), style="dim", soft_wrap=False)
-        table.add_row(entry.slug, entry.task, title, year, chosen["dataset"], chosen["backbone"])
+            console.print(Text(entry.slug, "bold"), f"{entry.task} {year}".strip() + f"; {data}, {network}")
+            console.print(Padding(title, (0, 0, 0, 4)))
+        table.add_row(entry.slug, entry.task, title, year, data, network)
     if console.width >= NARROW:
         console.print(table)
     for entry in found:
         for twin in entry.twins:
-            print(f"regbench: '{entry.slug}' is also in {twin}; neither runs until one is renamed.", file=sys.stderr)
+            note = f"regbench: '{entry.slug}' is also in {twin}; neither runs until one is renamed."
+            print(note, file=sys.stderr)
 
 
 def show_info(slug: str) -> None:
@@ -144,14 +143,19 @@ def show_info(slug: str) -> None:
                 console.print(link, soft_wrap=True)
     console.print(f"\n{entry.claim}\n")
     rows = hyperparameters(slug)
-    if rows:
-        table = Table(Column("hyperparameter", no_wrap=True), "default", "meaning", box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(f"regularizer.{row.name}", row.default, row.meaning)
+    table = Table(Column("hyperparameter", no_wrap=True), "default", "meaning", box=None, pad_edge=False)
+    for row in rows:
+        if console.width < NARROW:
+            console.print(Text(f"regularizer.{row.name}={row.default}", "bold"))
+            console.print(Padding(row.meaning, (0, 0, 0, 4)))
+        table.add_row(f"regularizer.{row.name}", row.default, row.meaning)
+    if rows and console.width >= NARROW:
         console.print(table)
+    if rows:
         console.print()
     console.print(f"regbench train regularizer={slug}", soft_wrap=True)
-    console.print(f"trains on {chosen['dataset']} with {chosen['backbone']}; dataset=<name> and backbone=<name> choose others.")
+    data, network = chosen["dataset"], chosen["backbone"]
+    console.print(f"trains on {data} with {network}; dataset=<name> and backbone=<name> choose others.")
     configs = configs_of(slug)
     recipes = sorted(path.stem for path in configs.glob(f"experiment/{slug}/*.yaml"))
     if recipes:
@@ -159,9 +163,10 @@ def show_info(slug: str) -> None:
         for recipe in recipes:
             console.print(f"regbench train experiment={slug}/{recipe}", soft_wrap=True)
     console.print()
-    page = shelf(entry.path.parents[2], "docs") / "papers" / f"{slug}.md"
-    tables = sorted(configs.glob(f"table/{slug}/*.yaml"))
-    for what, path in (("method", entry.path), ("config", config_path(slug)), *(("table", t) for t in tables), ("page", page)):
+    files = [("method", entry.path), ("config", config_path(slug))]
+    files += [("table", path) for path in sorted(configs.glob(f"table/{slug}/*.yaml"))]
+    files += [("page", shelf(entry.path.parents[2], "docs") / "papers" / f"{slug}.md")]
+    for what, path in files:
         if path.is_file():
             console.print(f"{what}: {path}", style="dim", soft_wrap=True)
 
@@ -172,15 +177,15 @@ def bibtex(slug: str) -> str:
     Raises:
         UserError: no such method, or a baseline without a paper.
 
-    >>> print(bibtex("label_smoothing"))
-    @inproceedings{szegedy-etal-2016-rethinking,
-      title = {{Rethinking the Inception Architecture for Computer Vision}},
-      author = {Christian Szegedy and Vincent Vanhoucke and Sergey Ioffe and Jonathon Shlens and Zbigniew Wojna},
-      year = {2016},
-      booktitle = {CVPR},
-      eprint = {1512.00567},
+    >>> print(bibtex("mixup"))
+    @inproceedings{zhang-etal-2018-mixup,
+      title = {{mixup: Beyond Empirical Risk Minimization}},
+      author = {Hongyi Zhang and Moustapha Cisse and Yann N. Dauphin and David Lopez-Paz},
+      year = {2018},
+      booktitle = {ICLR},
+      eprint = {1710.09412},
       archivePrefix = {arXiv},
-      url = {https://arxiv.org/abs/1512.00567}
+      url = {https://arxiv.org/abs/1710.09412}
     }
     """
     paper = registry.find(slug).paper
@@ -192,13 +197,21 @@ def bibtex(slug: str) -> str:
     words = [_plain(word) for word in re.split(r"[\s\-:/]+", paper.title)]
     word = next((word for word in words if word and word not in STOP_WORDS), words[0])
     kind, where = ("article", "journal") if JOURNAL.search(paper.venue) else ("inproceedings", "booktitle")
-    fields = {"title": f"{{{paper.title.translate(LATEX)}}}", "author": " and ".join(authors).translate(LATEX), "year": paper.year}
+    fields = {
+        "title": f"{{{paper.title.translate(LATEX)}}}",  # the inner braces keep its capitals
+        "author": " and ".join(authors).translate(LATEX),
+        "year": paper.year,
+    }
     if paper.venue.lower().startswith("arxiv"):
         kind = "misc"
     else:
         fields[where] = paper.venue.translate(LATEX)
     if paper.arxiv:
-        fields |= {"eprint": paper.arxiv, "archivePrefix": "arXiv", "url": f"https://arxiv.org/abs/{paper.arxiv}"}
+        fields |= {
+            "eprint": paper.arxiv,
+            "archivePrefix": "arXiv",
+            "url": f"https://arxiv.org/abs/{paper.arxiv}",
+        }
     body = ",\n".join(f"  {key} = {{{value}}}" for key, value in fields.items())
     return f"@{kind}{{{'-'.join([*names, str(paper.year), word])},\n{body}\n}}"
 
@@ -226,4 +239,6 @@ def _shown(value: Any) -> str:
 def _console() -> Console:
     # Piped output has no width of its own: a table cut at 80 columns would lose what a script looks for.
     console = Console(markup=False, highlight=False, emoji=False)
-    return console if console.is_terminal else Console(width=10_000, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    return console

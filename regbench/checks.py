@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from regbench import registry
+from regbench import catalogue, registry
 from regbench.errors import UserError, unknown
 
 SELECTIONS = ("last", "best_val", "median_last_10")
@@ -65,7 +65,6 @@ def _check_task(entry: registry.Entry, cfg: DictConfig) -> None:
     raise UserError(
         f"regularizer={entry.slug} does {entry.task} and needs {', '.join(needs)} of each batch; "
         f"dataset={cfg.dataset.name} gives {', '.join(has) or 'nothing'}. "
-        + (f"With this dataset these fit: {', '.join(fitting)}. " if fitting else "")
-        + f"Datasets for this regularizer have the fields {', '.join(needs)}; its default is one "
-        "(leave dataset= out)."
+        f"Datasets for this regularizer: {', '.join(catalogue.datasets_with(needs))}. "
+        f"Regularizers for this dataset: {', '.join(fitting) or 'none'}."
     )

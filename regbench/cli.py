@@ -7,10 +7,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from regbench import __version__
 from regbench.errors import UserError
 
 USAGE_ERROR = 2  # exit code of the user's mistakes
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+EXAMPLES = """\
+for example:
+  regbench list --search mix
+  regbench info decoupled_mixup
+  regbench train regularizer=decoupled_mixup dataset=mnist5k trainer.max_epochs=5
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,16 +25,22 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return train(argv[1:])
-    parser = argparse.ArgumentParser(prog="regbench", description="Regularization papers' methods behind one command.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("train", help="train a method: regbench train regularizer=mixup dataset=mnist5k")
+    parser = argparse.ArgumentParser(
+        prog="regbench",
+        description="Regularization papers' methods behind one command.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"regbench {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("train", help="train and test a method (regbench train --help)")
     listing = commands.add_parser("list", help="the methods")
     listing.add_argument("--task", help="only methods of this task")
     listing.add_argument("--search", help="only methods whose slug, title, authors or claim contain this text")
     info = commands.add_parser("info", help="claim, hyperparameters and use of a method")
-    info.add_argument("slug")
+    info.add_argument("slug", help="the method's name, as `regbench list` shows it")
     cite = commands.add_parser("cite", help="a method's paper as BibTeX")
-    cite.add_argument("slug")
+    cite.add_argument("slug", help="the method's name, as `regbench list` shows it")
     new = commands.add_parser("new", help="the five files of a new method")
     new.add_argument("slug", help="its name: lower case, digits and underscores")
     new.add_argument("--family", default="classification", help="folder under regularizers/ (default: classification)")
@@ -60,6 +73,8 @@ def train(argv: list[str] | None = None) -> int:
 
 def guard(call: Callable[[], int | None], *, debug: bool) -> int:
     """Runs `call`; turns a mistake of the user's into one message and exit code 2, Ctrl-C into 130."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal without Unicode gets "?" instead of a traceback
     try:
         return call() or 0
     except KeyboardInterrupt:
@@ -78,6 +93,7 @@ def report(error: UserError) -> int:
 
 def _train(argv: list[str]) -> None:
     import hydra
+    import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -98,6 +114,10 @@ def _train(argv: list[str]) -> None:
         if _job.started:
             raise
         raise explain(error, argv) from error
+    except yaml.YAMLError as error:
+        if _job.started:
+            raise
+        raise UserError(f"A config file is no YAML: {' '.join(str(error).split())}.") from error
     except OSError as error:
         if error.filename is None or _job.started:
             raise

@@ -1,4 +1,4 @@
-"""Where configs and documents lie: in the wheel inside the package, in a checkout beside it; and the plug-ins."""
+"""Where configs and documents lie: in a wheel inside the package, in a checkout beside it; and plug-ins."""
 
 import importlib.util
 from functools import cache
@@ -21,7 +21,7 @@ def configs_dir() -> Path:
 
 
 def config_folders() -> list[Path]:
-    """RegBench's own `configs` folder and the plug-ins', in the order in which Hydra looks: the first one wins."""
+    """RegBench's `configs` folder and the plug-ins', in the order in which Hydra looks: the first wins."""
     return [configs_dir(), *(folder / "configs" for folder in plugins().values())]
 
 
@@ -29,8 +29,8 @@ def config_folders() -> list[Path]:
 def plugins() -> dict[str, Path]:
     """Installed plug-ins: package name → its folder, without importing it.
 
-    A plug-in is a package named by an entry point of the group `regbench.plugins`. Its folder has the same shelves
-    as RegBench: `regularizers/<family>/<slug>.py` and `configs/{regularizer,dataset,backbone,table,…}`.
+    A plug-in is a package named by an entry point of the group `regbench.plugins`. Its folder has the same
+    shelves as RegBench: `regularizers/<family>/<slug>.py` and `configs/{regularizer,dataset,backbone,…}`.
     """
     found = {}
     for module in sorted({point.module for point in entry_points(group=PLUGIN_GROUP)}):

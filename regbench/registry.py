@@ -1,7 +1,7 @@
 """Finds a paper's method by its slug: `regularizers/<family>/<slug>.py` here or in an installed plug-in.
 
-A listing reads the `@register(...)` line of each file as text (its arguments are literals), so that it imports
-neither the methods nor torch; a method's module is imported when the method is asked for.
+A listing reads the `@register(...)` line of each file as text (its arguments are literals), so that it
+imports neither the methods nor torch; a method's module is imported when the method is asked for.
 """
 
 import ast
@@ -13,8 +13,8 @@ from pathlib import Path
 from regbench.errors import UserError, unknown
 from regbench.paths import plugins
 
-# What a task's methods read of a batch. A dataset's config names the fields that its batches have (`fields`), and a
-# method runs on every dataset that has the fields of its task.
+# What a task's methods read of a batch. A dataset's config names the fields that its batches have (`fields`),
+# and a method runs on every dataset that has the fields of its task.
 TASKS: dict[str, tuple[str, ...]] = {
     "classification": ("image", "label"),
 }
@@ -47,7 +47,7 @@ class Entry:
 
 
 def register(slug: str, *, task: str, paper: Paper | None = None):
-    """Marks a LightningModule class as the method `slug`. All arguments must be literals: they are read as text.
+    """Marks a LightningModule class as the method `slug`. All arguments are literals: they are read as text.
 
     Args:
         slug: the file's name without `.py`; names the method on every shelf.
@@ -89,7 +89,8 @@ def find(slug: str) -> Entry:
     """The method's entry.
 
     Raises:
-        UserError: there is none (with the nearest names), or there are two: neither then runs in the other's place.
+        UserError: there is none (with the nearest names), or there are two: neither then runs in the
+            other's place.
     """
     if slug not in entries():
         raise unknown("regularizer", slug, entries(), "`regbench list` shows them all.")
@@ -114,19 +115,21 @@ def _read(path: Path, module: str) -> Entry | None:
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}. Mend it, or uninstall its package.") from error
+        where = f"{path}, line {error.lineno}"
+        raise UserError(f"{where}: {error.msg}. Mend it, or uninstall its package.") from error
     for node in body:
         for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
-            # @register(...) or @registry.register(...)
-            if isinstance(call, ast.Call) and "register" in (getattr(call.func, k, "") for k in ("id", "attr")):
+            name = getattr(call, "func", None)  # register, or registry.register
+            if "register" in (getattr(name, "id", ""), getattr(name, "attr", "")):
                 try:
                     slug, task, paper = _arguments(call)
                     if slug != path.stem:
                         raise ValueError(f"the slug must be the file's name, {path.stem}")
                 except (ValueError, TypeError, KeyError, IndexError) as error:
                     raise UserError(
-                        f"{path}, line {call.lineno}: @register needs a slug, task= and paper= (None, or Paper(title=, "
-                        f"authors=, year=, venue=)), all literals, since they are read as text ({error})."
+                        f"{path}, line {call.lineno}: @register needs a slug, task= and paper= (None, or "
+                        "Paper(title=, authors=, year=, venue=)), all literals, as they are read as text: "
+                        f"{error}."
                     ) from error
                 if task not in TASKS:
                     raise unknown(f"task in {path}:", task, TASKS)
@@ -138,9 +141,9 @@ def _read(path: Path, module: str) -> Entry | None:
 def _arguments(call: ast.Call) -> tuple[str, str, Paper | None]:
     """(slug, task, paper) of `register(slug, task=..., paper=Paper(...) or None)`."""
     keywords = {k.arg: k.value for k in call.keywords}
-    paper = keywords.get("paper")
-    if isinstance(paper, ast.Call):
-        paper = Paper(**{k.arg: ast.literal_eval(k.value) for k in paper.keywords})
-    elif paper is not None and ast.literal_eval(paper) is not None:
+    paper, written = None, keywords.get("paper")
+    if isinstance(written, ast.Call):
+        paper = Paper(**{k.arg: ast.literal_eval(k.value) for k in written.keywords})
+    elif written is not None and ast.literal_eval(written) is not None:
         raise TypeError("paper is neither")
     return ast.literal_eval(call.args[0]), ast.literal_eval(keywords["task"]), paper

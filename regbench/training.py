@@ -154,7 +154,8 @@ def build_method(cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, s
         options["scheduler"] = OmegaConf.to_container(cfg.scheduler, resolve=True)
     method = cls(backbone, num_classes, seed=seeds["order"], clip=cfg.trainer.gradient_clip_val,
                  accumulate=cfg.trainer.accumulate_grad_batches, **options)  # fmt: skip
-    if cfg.accelerator.channels_last:
+    channels_last = cfg.accelerator.channels_last
+    if method.backbone.channels_last if channels_last == "auto" else channels_last:
         method = method.to(memory_format=torch.channels_last)
     if cfg.accelerator.compile:
         method.backbone.compile()
@@ -266,5 +267,6 @@ def _quieten_libraries() -> None:
         ".*it is recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has summed over the processes
         ".*Using `DistributedSampler` with the dataloaders.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation data
     ):
         warnings.filterwarnings("ignore", text)

@@ -37,13 +37,19 @@ class Backbone(nn.Module):
             `default_stages` unless given.
         classifier: name of the last linear layer (some timm models have a 1×1 convolution there); found by
             `default_classifier` unless given.
+        channels_last: whether the network takes the channels-last memory format and is faster in it.
     """
 
     def __init__(
-        self, network: nn.Module, stages: Iterable[str] | None = None, classifier: str | None = None
+        self,
+        network: nn.Module,
+        stages: Iterable[str] | None = None,
+        classifier: str | None = None,
+        channels_last: bool = False,
     ):
         super().__init__()
         self.network = network
+        self.channels_last = channels_last
         self._classifier_name = default_classifier(network) if classifier is None else classifier
         if stages is None:
             stages = default_stages(network, self._classifier_name)

@@ -140,7 +140,7 @@ def resnet(
     if depth < 50 and (groups, base_width) != (1, 64):
         raise UserError("groups and base_width need bottleneck blocks: depth=50, 101 or 152.")
     network = ResNet(in_channels, num_classes, depth, width, groups, base_width)
-    return Backbone(network, ("layer1", "layer2", "layer3", "layer4"), "fc")
+    return Backbone(network, ("layer1", "layer2", "layer3", "layer4"), "fc", channels_last=True)
 
 
 def preact_resnet(
@@ -165,7 +165,7 @@ def preact_resnet(
         raise UserError(f"There is no PreActResNet of depth {depth} with basic blocks; choose 18 or 34.")
     widths = (width, 2 * width, 4 * width, 8 * width)
     network = PreActResNet(in_channels, num_classes, width, widths, BLOCKS[depth], 0.0, final_norm)
-    return Backbone(network, network.stages, "fc")
+    return Backbone(network, network.stages, "fc", channels_last=True)
 
 
 def wide_resnet(
@@ -189,7 +189,7 @@ def wide_resnet(
     widths = (16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
     blocks = ((depth - 4) // 6,) * 3
     network = PreActResNet(in_channels, num_classes, 16, widths, blocks, dropout, final_norm=True)
-    return Backbone(network, network.stages, "fc")
+    return Backbone(network, network.stages, "fc", channels_last=True)
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def small_cnn(
         network.add_module("hidden", nn.Sequential(nn.Linear(channels * positions, hidden), nn.ReLU()))
         channels = hidden
     network.add_module("fc", nn.Linear(channels, num_classes))
-    return Backbone(network, ("layer1", "layer2", "layer3"), "fc")
+    return Backbone(network, ("layer1", "layer2", "layer3"), "fc", channels_last=True)
 
 
 def mlp(
