@@ -26,7 +26,7 @@ def create_method(slug: str, *, backbone: nn.Module, num_classes: int, **options
 
     >>> from torch import nn, zeros
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    >>> method = create_method("label_smoothing", backbone=network, num_classes=3, epsilon=0.1)
+    >>> method = create_method("label_smoothing", backbone=network, num_classes=3, smoothing=0.1)
     >>> loss = method.training_loss((zeros(2, 3, 2, 2), zeros(2).long()))
     """
     import inspect

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from regbench import catalogue, registry
 from regbench.errors import UserError, unknown
@@ -14,6 +15,10 @@ PROGRESS = ("auto", "bar", "lines", "none")
 
 def check(cfg: DictConfig) -> None:
     """Raises UserError for the first mistake found in a composed configuration."""
+    try:
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"The configuration can't be resolved: {' '.join(str(error).split())}.") from error
     entry = registry.find(cfg.regularizer.name)
     _check_task(entry, cfg)
     select = cfg.checkpoint.select

@@ -1,11 +1,12 @@
-"""A package of someone else's, really installed: its method, datasets and backbone are RegBench's own equals."""
+"""A package of someone else's, really installed: its method, dataset and backbone beside RegBench's own."""
 
+import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from support import ROOT, read_result
+from support import ROOT, read_result, weights
 
 from regbench import registry
 from regbench.errors import UserError
@@ -52,8 +53,9 @@ class ToyEntropy(ClassificationMethod):
         log_p = F.log_softmax(logits, dim=1)
         return F.nll_loss(log_p, label) + self.beta * (log_p.exp() * log_p).sum(dim=1).mean()
 '''
-DATA = '''
+PARTS = '''
 import torch
+from torch import nn
 
 from regbench.data.sets import Split, in_memory
 
@@ -69,15 +71,12 @@ def load_stripes(root, side):
 
 def load_graphs(root):
     raise RuntimeError("the data was read")
-'''
-NET = """
-from torch import nn
 
 
 def linear(in_channels, image_size, num_classes, *, bias):
     height, width = image_size
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, num_classes, bias=bias))
-"""
+'''
 SHADOW = '''
 from regbench.registry import register
 from regbench.regularizers.classification.base import ClassificationMethod
@@ -87,26 +86,163 @@ from regbench.regularizers.classification.base import ClassificationMethod
 class Mine(ClassificationMethod):
     """Another cutmix."""
 '''
-DEFAULTS = """
+CONFIG = """
 defaults:
   - override /dataset@_global_.dataset: toy_stripes
   - override /backbone@_global_.backbone: toy_linear
+
+name: toy_entropy
+beta: 0.1  # share of the entropy
+"""
+STRIPES = """
+defaults: [_base, _self_]
+name: toy_stripes
+batch_size: 16
+load:
+  _target_: toy_plugin.parts.load_stripes
+  side: 6
+"""
+GRAPHS = """
+name: toy_graphs
+fields: [x, edge_index]
+load:
+  _target_: toy_plugin.parts.load_graphs
+"""
+LINEAR = """
+name: toy_linear
+_target_: toy_plugin.parts.linear
+bias: true
 """
 FILES = {
     "pyproject.toml": PROJECT,
-    "toy_plugin/__init__.py": "raise RuntimeError('a plug-in is imported only when its method is used')\n",
+    "toy_plugin/__init__.py": "import sys\n\nprint('toy_plugin is imported', file=sys.stderr)\n",
+    "toy_plugin/parts.py": PARTS,
     "toy_plugin/regularizers/classification/toy_entropy.py": METHOD,
     "toy_plugin/regularizers/classification/cutmix.py": SHADOW,
-    "toy_plugin/configs/regularizer/toy_entropy.yaml": f"{DEFAULTS}\nname: toy_entropy\nbeta: 0.1  # share of the entropy\n",
-    "toy_plugin/configs/dataset/toy_stripes.yaml": (
-        "defaults: [_base, _self_]\nname: toy_stripes\nbatch_size: 16\n"
-        "load:\n  _target_: toy_plugin_parts.load_stripes\n  side: 6\n"
-    ),
-    "toy_plugin/configs/dataset/toy_graphs.yaml": (
-        "name: toy_graphs\nfields: [x, edge_index]\nload:\n  _target_: toy_plugin_parts.load_graphs\n"
-    ),
-    "toy_plugin/configs/dataset/digits.yaml": "name: not_these_digits\n",
-    "toy_plugin/configs/backbone/toy_linear.yaml": (
-        "name: toy_linear\n_target_: toy_plugin_parts.linear\nbias: true\n"
-    ),
+    "toy_plugin/configs/regularizer/toy_entropy.yaml": CONFIG,
+    "toy_plugin/configs/dataset/toy_stripes.yaml": STRIPES,
+    "toy_plugin/configs/dataset/toy_graphs.yaml": GRAPHS,
+    "toy_plugin/configs/dataset/digits.yaml": "name: other_digits\n",
+    "toy_plugin/configs/backbone/toy_linear.yaml": LINEAR,
 }
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder into which pip installed the package; its name has a space."""
+    project = tmp_path_factory.mktemp("toy")
+    for path, text in FILES.items():
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_text(text.lstrip(), encoding="utf-8")
+    folder = project / "the site"
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "--target", str(folder), str(project)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def regbench(command, site):
+    """Runs `regbench …` where the package is installed."""
+    environment = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    return lambda *arguments: command(*arguments, program=("-P", "-c", MAIN), env=environment)
+
+
+def test_the_catalogue_has_the_method_without_importing_it(regbench, site):
+    listing = regbench("list", "--search", "toys that are")
+    assert listing.stderr == ""
+    (row,) = listing.stdout.splitlines()[1:]
+    assert row.split() == ["toy_entropy", "classification", "A", "Toy", "2024", "toy_stripes", "toy_linear"]
+    info = regbench("info", "toy_entropy")
+    assert info.stderr == ""
+    assert "Toys that are less sure of themselves play better.\n" in info.stdout
+    assert "regularizer.beta  0.1      share of the entropy" in info.stdout
+    assert f"method: {site}/toy_plugin/regularizers/classification/toy_entropy.py" in info.stdout
+    assert f"config: {site}/toy_plugin/configs/regularizer/toy_entropy.yaml" in info.stdout
+    assert regbench("cite", "toy_entropy").stdout.startswith("@inproceedings{toy-2024-toy,")
+
+
+def test_its_method_dataset_and_backbone_train(regbench, tmp_path):
+    options = ["trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
+    parts = ["regularizer=toy_entropy", "dataset=toy_stripes", "backbone=toy_linear"]
+    own = ["regularizer.beta=0.2", "dataset.load.side=5", "backbone.bias=false"]
+    done = regbench("train", *parts, *own, *options)
+    assert done.returncode == 0, done.stderr
+    result = read_result(tmp_path / "run")
+    assert result["config"]["regularizer"] == {"name": "toy_entropy", "beta": 0.2}
+    assert result["data"]["name"] == "toy_stripes"
+    assert (result["data"]["shape"], result["data"]["train"]) == ([1, 5, 5], 72)
+    assert set(weights(tmp_path / "run")) == {"backbone.network.1.weight"}
+
+
+def test_it_mixes_with_regbenchs_own_and_its_config_chooses_the_defaults(regbench):
+    chosen = regbench("train", "regularizer=toy_entropy", "--cfg", "job").stdout
+    assert "toy_plugin.parts.load_stripes" in chosen
+    assert "toy_plugin.parts.linear" in chosen
+    chosen = regbench(
+        "train", "regularizer=mixup", "dataset=toy_stripes", "backbone=mlp", "--cfg", "job"
+    ).stdout
+    assert "toy_plugin.parts.load_stripes" in chosen
+    assert "val_fraction: 0.1" in chosen  # of RegBench's _base.yaml
+
+
+def test_a_dataset_with_other_fields_is_refused_before_it_is_read(regbench):
+    done = regbench("train", "regularizer=toy_entropy", "dataset=toy_graphs", "logger=none")
+    assert done.returncode == 2
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("regbench: regularizer=toy_entropy does classification and needs image, label")
+    assert "dataset=toy_graphs gives x, edge_index" in message
+    fitting = re.search(r"Datasets for this regularizer: ([^.]*)\.", message)[1].split(", ")
+    assert {"toy_stripes", "digits", "mnist5k"} <= set(fitting)
+    assert "toy_graphs" not in fitting
+
+
+def test_nearest_names_include_the_plug_ins(regbench):
+    assert "Did you mean toy_entropy" in regbench("info", "toy_entrpoy").stderr
+    assert "Did you mean toy_stripes" in regbench("train", "dataset=toy_stripe").stderr
+    assert "Did you mean toy_linear" in regbench("train", "backbone=toy_liner").stderr
+
+
+def test_two_methods_of_one_slug_both_wait_for_a_new_name(regbench, site):
+    for command in (("info", "cutmix"), ("cite", "cutmix"), ("train", "regularizer=cutmix", "logger=none")):
+        done = regbench(*command)
+        assert done.returncode == 2
+        (message,) = done.stderr.splitlines()
+        assert "Two methods are called 'cutmix'" in message
+        assert str(site / "toy_plugin/regularizers/classification/cutmix.py") in message
+        assert str(ROOT / "regbench/regularizers/classification/cutmix.py") in message
+    listing = regbench("list")
+    assert listing.returncode == 0
+    assert listing.stdout.count("\ncutmix ") == 1
+    assert f"'cutmix' is also in {site}" in listing.stderr
+    assert regbench("info", "mixup").returncode == 0
+
+
+def test_regbenchs_own_config_wins_over_a_plug_ins_of_the_same_name(regbench):
+    chosen = regbench("train", "dataset=digits", "--cfg", "job").stdout
+    assert "name: digits" in chosen
+    assert "other_digits" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("@register('odd', task='classification'\nclass Odd: ...", r"odd\.py, line 1: .* Mend it"),
+        ("@register('even', task='classification')\nclass Odd: ...", "must be the file's name, odd"),
+        ("@register('odd', task=TASK)\nclass Odd: ...", "all literals"),
+        ("@register('odd')\nclass Odd: ...", "all literals.*'task'"),
+        (
+            "@registry.register('odd', task='classification', paper=Paper(title='x'))\nclass Odd: ...",
+            "authors",
+        ),
+        ("@register('odd', task='clasification', paper=None)\nclass Odd: ...", "Did you mean classification"),
+    ],
+)
+def test_a_method_that_cannot_be_read_is_named(tmp_path, monkeypatch, source, expected):
+    path = tmp_path / "odd" / "regularizers" / "classification" / "odd.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    monkeypatch.setattr(registry, "plugins", lambda: {"odd": tmp_path / "odd"})
+    with pytest.raises(UserError, match=expected) as raised:
+        registry.entries.__wrapped__()
+    assert str(path) in str(raised.value)
