@@ -15,7 +15,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
     """A `UserError` for a name that does not exist, with the nearest names that do.
 
     >>> print(unknown("regularizer", "mixupp", ["mixup", "cutmix", "none"]))
-    There is no regularizer 'mixupp'. Did you mean mixup? Known: cutmix, mixup, none.
+    There is no regularizer 'mixupp'. Did you mean mixup or cutmix? Known: cutmix, mixup, none.
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -55,6 +55,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     seeds = seeding.streams(cfg.seed, resolved["seeds"])
 
     data = ImageDataModule(resolved["dataset"], seeds)
+    data.check(world_size(cfg.accelerator))
     data.prepare_data()
     seeding.seed_globals(seeds["init"], "init")
     backbone = backbones.build(resolved["backbone"], shape=data.shape, num_classes=data.num_classes)
@@ -252,6 +253,14 @@ def check_accelerator(node: DictConfig) -> None:
         raise UserError("accelerator=mps needs Apple silicon with macOS. Use accelerator=auto or accelerator=cpu.")
     if wanted == "cuda" and isinstance(node.devices, int) and node.devices > torch.cuda.device_count():
         raise UserError(f"accelerator.devices={node.devices}, but there are {torch.cuda.device_count()} GPUs.")
+
+
+def world_size(node: DictConfig) -> int:
+    """Number of processes that the accelerator's configuration asks for."""
+    devices = len(node.devices) if OmegaConf.is_list(node.devices) else node.devices
+    if devices == -1:
+        devices = torch.cuda.device_count()
+    return int(devices) * node.num_nodes
 
 
 def _quieten_libraries() -> None:

@@ -23,3 +23,9 @@ def test_two_processes_are_one(command, tmp_path, norm):
         for key in ("train/loss", "val/accuracy", "val/nll", "val/ece", "test/accuracy", "test/nll", "test/ece"):
             if first[key]:
                 assert float(second[key]) == pytest.approx(float(first[key]), rel=1e-4), key
+
+
+def test_a_batch_that_does_not_divide_is_refused_once_before_the_processes_start(command):
+    done = command(*RUN, "accelerator=ddp_cpu", "dataset.batch_size=127")
+    assert done.returncode == 2
+    assert done.stderr.count("dataset.batch_size=127") == 1

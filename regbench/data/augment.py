@@ -1,7 +1,6 @@
 """Augmentation of whole batches on the device: draws first, then pure functions of images and draws.
 
-An epoch's draws are made at once, on the CPU and for all ranks together, so that they depend on the seed and
-the
+An epoch's draws are made at once, on the CPU and for all ranks together, so that they depend on the seed and the
 epoch alone: not on the device, and not on the number of processes.
 """
 

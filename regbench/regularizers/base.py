@@ -145,7 +145,7 @@ class Method(pl.LightningModule):
         self._check_loss()  # before the checkpoint of this epoch is written
         if self._loss_sum is not None:
             batches = max(int(self.trainer.num_training_batches), 1)
-            self.log("train/loss", self._loss_sum / batches, sync_dist=True)
+            self.log("train/loss", self._loss_sum / batches, sync_dist=True, prog_bar=True)
         if self.trainer.optimizers:
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 

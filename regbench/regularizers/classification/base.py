@@ -59,7 +59,8 @@ class ClassificationMethod(Method):
         self.val_metrics.update(self(image), label)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.val_metrics.compute())
+        for name, value in self.val_metrics.compute().items():
+            self.log(name, value, prog_bar=name == "val/accuracy")
         self.val_metrics.reset()
 
     def test_step(self, batch, batch_idx: int) -> None:
