@@ -16,10 +16,14 @@ MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 def images_per_second(batch: int = 512, count: int = 5120) -> tuple[float, float]:
     """(batched, image by image) for padding 4, random crop, flip and normalisation of 3×32×32, on one thread."""
     torch.set_num_threads(1)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=seeding.generator(0, "images"))
+    images = torch.randint(
+        0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=seeding.generator(0, "images")
+    )
     augment = Augment.from_config({"crop_padding": 4, "flip": True})
     plan = EpochPlan(count, batch, augment, (32, 32), 0, 0, 1)
-    loader = TrainLoader(Split(images, torch.zeros(count, dtype=torch.long)), plan, normalization(MEAN, STD, "cpu"))
+    loader = TrainLoader(
+        Split(images, torch.zeros(count, dtype=torch.long)), plan, normalization(MEAN, STD, "cpu")
+    )
     list(loader)  # once to warm up
     start = time.perf_counter()
     for _ in loader:

@@ -1,4 +1,6 @@
-"""Peak resident memory (MiB) above what the imports take: `python memory.py bare|regbench <backbone> <dataset> <steps>`.
+"""Peak resident memory (MiB) above what the imports take.
+
+    python memory.py bare|regbench <backbone> <dataset> <steps>
 
 Each measurement is a process of its own, so that nothing stays from the one before.
 """
@@ -13,9 +15,9 @@ import bare_loop
 import pytorch_lightning  # noqa: F401
 import timm  # noqa: F401
 import torch
-from runs import config, data_and_network, train_run
 
 from regbench import training  # noqa: F401
+from runs import config, data_and_network, train_run
 
 
 def resident() -> float:
@@ -30,7 +32,9 @@ if __name__ == "__main__":
     if kind == "bare":
         data, network = data_and_network(cfg)
         torch.manual_seed(0)
-        bare_loop.train(network, data.sets.train.images, data.sets.train.labels, batch=128, epochs=1, steps=int(steps))
+        bare_loop.train(
+            network, data.sets.train.images, data.sets.train.labels, batch=128, epochs=1, steps=int(steps)
+        )
     else:
         train_run(cfg)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,5 +1,6 @@
-"""`make bench`: what RegBench costs over a bare PyTorch loop. Prints a table and writes benchmarks/results/<device>.json.
+"""`make bench`: what RegBench costs over a bare PyTorch loop.
 
+Prints a table; a whole round also writes benchmarks/results/<device>.json.
 Give names of benchmarks to run only these: throughput overhead augmentation loss memory startup.
 """
 
@@ -20,9 +21,9 @@ import torch
 from bare_loop import train as bare_train
 from rich.console import Console
 from rich.table import Table
-from runs import config, data_and_network, train_run
 
 from regbench import results
+from runs import config, data_and_network, train_run
 
 HERE = Path(__file__).parent
 REPEATS = 5
@@ -33,8 +34,10 @@ def spread(values: list[float], unit: str, digits: int = 3) -> str:
     return f"{statistics.median(values):.{digits}f} {unit} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def alternating(backbone: str, dataset: str, *, epochs: int, steps: int | None, skip: int) -> tuple[list, list]:
-    """Seconds a step of the bare loop and of train.py's fit, five times each in turn, the first `skip` steps left out."""
+def alternating(
+    backbone: str, dataset: str, *, epochs: int, steps: int | None, skip: int
+) -> tuple[list, list]:
+    """Seconds a step of the bare loop and of train.py's fit, five times each in turn, without the first `skip` steps."""
     cfg = config(backbone, dataset, epochs=epochs, steps=steps)
     bare, ours = [], []
     for _ in range(REPEATS):
@@ -60,7 +63,14 @@ def throughput() -> list[tuple]:
         rows.append((f"{backbone} on {dataset}, batch 128: share of the bare loop's throughput",
                      spread(shares, ""), f">= {wanted}", statistics.median(shares) >= wanted))  # fmt: skip
         rows.append((f"{backbone} on {dataset}: images/s", spread(rate, "", 0), "", None))
-        rows.append((f"{backbone} on {dataset}: images/s of the bare loop", spread([128 / b for b in bare], "", 0), "", None))
+        rows.append(
+            (
+                f"{backbone} on {dataset}: images/s of the bare loop",
+                spread([128 / b for b in bare], "", 0),
+                "",
+                None,
+            )
+        )
     return rows
 
 
@@ -100,7 +110,10 @@ def loss() -> list[tuple]:
             taken.append(1000 * (time.perf_counter() - start))
         return statistics.median(taken)
 
-    extra = [milliseconds(decoupled_mixup_cross_entropy) - milliseconds(mixup_cross_entropy) for _ in range(REPEATS)]
+    extra = [
+        milliseconds(decoupled_mixup_cross_entropy) - milliseconds(mixup_cross_entropy)
+        for _ in range(REPEATS)
+    ]
     return [("decoupled mixup's loss over mixup cross entropy, forward and backward, 128×100", spread(extra, "ms"),
              "<= 0.5 ms", statistics.median(extra) <= 0.5)]  # fmt: skip
 
@@ -111,10 +124,19 @@ def memory() -> list[tuple]:
         used = {}
         for kind in ("bare", "regbench"):
             arguments = [sys.executable, str(HERE / "memory.py"), kind, backbone, dataset, str(steps)]
-            used[kind] = float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split()[-1])
+            used[kind] = float(
+                subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split()[-1]
+            )
         ratio = used["regbench"] / used["bare"]
         text = f"{ratio:.3f} ({used['regbench']:.0f} against {used['bare']:.0f} MiB)"
-        rows.append((f"{backbone}, batch 128: peak memory over the imports', times the bare loop's", text, "<= 1.15", ratio <= 1.15))
+        rows.append(
+            (
+                f"{backbone}, batch 128: peak memory over the imports', times the bare loop's",
+                text,
+                "<= 1.15",
+                ratio <= 1.15,
+            )
+        )
     return rows
 
 
@@ -126,7 +148,9 @@ def startup() -> list[tuple]:
         start = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": str(HERE)}  # where `clock` lies
         with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=folder, env=environment)
+            subprocess.run(
+                [sys.executable, *arguments], check=True, capture_output=True, cwd=folder, env=environment
+            )
         return time.perf_counter() - start
 
     pairs = [(seconds(["-c", imports]), seconds(train)) for _ in range(REPEATS)]
@@ -148,16 +172,26 @@ def main() -> int:
         return 2
     rows = [row for name in chosen for row in BENCHMARKS[name]()]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = Table("measured", f"median of {REPEATS} (range)", "wanted", "", title=results.device_name(device, 1))
+    table = Table(
+        "measured", f"median of {REPEATS} (range)", "wanted", "", title=results.device_name(device, 1)
+    )
     for what, value, wanted, reached in rows:
-        table.add_row(what, value, wanted, "" if reached is None else ("reached" if reached else "NOT reached"))
+        table.add_row(
+            what, value, wanted, "" if reached is None else ("reached" if reached else "NOT reached")
+        )
     Console(width=170).print(table)
     if len(chosen) == len(BENCHMARKS):
         name = re.sub(r"\W+", "-", results.device_name(device, 1)).strip("-").lower()
-        out = {"device": results.device_name(device, 1), "versions": results.versions(), "git_commit": results.git_commit(),
-               "rows": [dict(zip(("what", "measured", "wanted", "reached"), row, strict=True)) for row in rows]}  # fmt: skip
+        out = {
+            "device": results.device_name(device, 1),
+            "versions": results.versions(),
+            "git_commit": results.git_commit(),
+            "rows": [dict(zip(("what", "measured", "wanted", "reached"), row, strict=True)) for row in rows],
+        }
         (HERE / "results").mkdir(exist_ok=True)
-        results.write_whole(HERE / "results" / f"{name}.json", json.dumps(out, indent=2, ensure_ascii=False) + "\n")
+        results.write_whole(
+            HERE / "results" / f"{name}.json", json.dumps(out, indent=2, ensure_ascii=False) + "\n"
+        )
     return 0
 
 

@@ -12,7 +12,9 @@ from regbench.composing import compose_config
 from regbench.data.module import ImageDataModule
 
 
-def config(backbone: str, dataset: str, *, epochs: int, steps: int | None, extra: list[str] = ()) -> DictConfig:
+def config(
+    backbone: str, dataset: str, *, epochs: int, steps: int | None, extra: list[str] = ()
+) -> DictConfig:
     """Training on every training image with batch 128, no augmentation, no validation; `steps` of each epoch."""
     limits = [] if steps is None else [f"trainer.limit_train_batches={steps}"]
     return compose_config(

@@ -49,7 +49,9 @@ class EpochCheckpoint(Checkpoint):
             return False
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val/")))
-            raise UserError(f"checkpoint.monitor={self.monitor} is not measured in validation. Measured: {known}.")
+            raise UserError(
+                f"checkpoint.monitor={self.monitor} is not measured in validation. Measured: {known}."
+            )
         value = self.sign * float(trainer.callback_metrics[self.monitor])
         improved = value > self.best
         self.best = max(value, self.best)
@@ -89,7 +91,12 @@ class LineProgress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/accuracy", "val/loss")}
+            shown = {
+                k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/accuracy", "val/loss")
+            }
             values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
             seconds = time.perf_counter() - self.start
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}  {seconds:.1f} s", flush=True)
+            print(
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}  {seconds:.1f} s",
+                flush=True,
+            )

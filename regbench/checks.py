@@ -37,7 +37,9 @@ def check(cfg: DictConfig) -> None:
     if not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"trainer.max_epochs={epochs} must be a whole number, at least 1.")
     if select == "best_val" and cfg.trainer.check_val_every_n_epoch > epochs:
-        raise UserError("trainer.check_val_every_n_epoch is larger than trainer.max_epochs: nothing to choose by.")
+        raise UserError(
+            "trainer.check_val_every_n_epoch is larger than trainer.max_epochs: nothing to choose by."
+        )
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise UserError(f"seed={cfg.seed} must be a whole number, at least 0.")
     if cfg.test_only and not cfg.ckpt_path:

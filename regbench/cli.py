@@ -36,14 +36,18 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("train", help="train and test a method (regbench train --help)")
     listing = commands.add_parser("list", help="the methods")
     listing.add_argument("--task", help="only methods of this task")
-    listing.add_argument("--search", help="only methods whose slug, title, authors or claim contain this text")
+    listing.add_argument(
+        "--search", help="only methods whose slug, title, authors or claim contain this text"
+    )
     info = commands.add_parser("info", help="claim, hyperparameters and use of a method")
     info.add_argument("slug", help="the method's name, as `regbench list` shows it")
     cite = commands.add_parser("cite", help="a method's paper as BibTeX")
     cite.add_argument("slug", help="the method's name, as `regbench list` shows it")
     new = commands.add_parser("new", help="the five files of a new method")
     new.add_argument("slug", help="its name: lower case, digits and underscores")
-    new.add_argument("--family", default="classification", help="folder under regularizers/ (default: classification)")
+    new.add_argument(
+        "--family", default="classification", help="folder under regularizers/ (default: classification)"
+    )
     new.add_argument("--package", type=Path, help="folder of a plug-in package (made where it is missing)")
     args = parser.parse_args(argv)
     return guard(lambda: _dispatch(args), debug=False)
@@ -122,7 +126,9 @@ def _train(argv: list[str]) -> None:
         if error.filename is None or _job.started:
             raise
         folder = Path(error.filename)
-        raise UserError(f"The run folder {folder} can't be made ({error.strerror}); set hydra.run.dir=<folder>.") from error
+        raise UserError(
+            f"The run folder {folder} can't be made ({error.strerror}); set hydra.run.dir=<folder>."
+        ) from error
 
 
 def _job(cfg):

@@ -51,8 +51,12 @@ def overrides_to_resume(argv: list[str]) -> list[str]:
     if not saved.is_file():
         raise UserError(f"resume={folder} is no run folder: it has no .hydra/overrides.yaml.")
     if not last.is_file():
-        raise UserError(f"The run in {folder} has no checkpoint: it stopped before its first epoch ended. Start it anew.")
-    own = [o for o in OmegaConf.to_container(OmegaConf.load(saved)) if not o.startswith((RESUME, "ckpt_path="))]
+        raise UserError(
+            f"The run in {folder} has no checkpoint: it stopped before its first epoch ended. Start it anew."
+        )
+    own = [
+        o for o in OmegaConf.to_container(OmegaConf.load(saved)) if not o.startswith((RESUME, "ckpt_path="))
+    ]
     new = [a for a in argv if a not in wanted]
     return [*own, *new, f"{RESUME}'{folder}'", f"ckpt_path='{last}'", f"hydra.run.dir='{folder}'"]
 
@@ -63,7 +67,9 @@ def explain(error: HydraException | OmegaConfBaseException, argv: list[str]) -> 
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         hint = "A timm model is backbone=timm backbone.model_name=<name>." if group == "backbone" else ""
         return unknown(group, name, [o for o in error.options if not o.startswith("_")], hint)
-    key = re.search(r"Could not (?:override|append to config|delete from config)[^'\"]*['\"]([\w.@/]+)", str(error))
+    key = re.search(
+        r"Could not (?:override|append to config|delete from config)[^'\"]*['\"]([\w.@/]+)", str(error)
+    )
     if key is not None:
         keys = _known_keys([a for a in argv if a.lstrip("+~").partition("=")[0] != key[1]])
         return unknown("option", key[1], keys, "`+key=value` adds one.") if keys else UserError(str(error))

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterable
 
-
 SHOWN = 30  # a longer list of what is known is left out where there is a near name
 
 

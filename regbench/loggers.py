@@ -97,7 +97,9 @@ def logged_in_to_wandb() -> bool:
         return False
 
 
-def wandb_logger(run_dir: Path, *, project: str, entity: str | None, name: str, group: str, tags: list[str], mode: str):
+def wandb_logger(
+    run_dir: Path, *, project: str, entity: str | None, name: str, group: str, tags: list[str], mode: str
+):
     """Lightning's WandbLogger; offline when nobody is logged in, so that it neither prompts nor waits.
 
     Args:
@@ -105,7 +107,9 @@ def wandb_logger(run_dir: Path, *, project: str, entity: str | None, name: str, 
         mode: auto | online | offline; the environment variable WANDB_MODE wins over auto.
     """
     if mode not in ("auto", "online", "offline"):
-        raise UserError(f"logger.wandb.mode={mode} is none of auto, online, offline. Use logger=none to log nothing.")
+        raise UserError(
+            f"logger.wandb.mode={mode} is none of auto, online, offline. Use logger=none to log nothing."
+        )
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if logged_in_to_wandb() else "offline")
     if rank_zero_only.rank:  # only the first process talks to W&B
@@ -117,8 +121,17 @@ def wandb_logger(run_dir: Path, *, project: str, entity: str | None, name: str, 
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4))
     settings = wandb.Settings(silent=True, console="off", mode=mode, init_timeout=60)
-    run = wandb.init(project=project, entity=entity, name=name, group=group, tags=tags, dir=run_dir,
-                     id=id_file.read_text(), resume="allow" if mode == "online" else None, settings=settings)  # fmt: skip
+    run = wandb.init(
+        project=project,
+        entity=entity,
+        name=name,
+        group=group,
+        tags=tags,
+        dir=run_dir,
+        id=id_file.read_text(),
+        resume="allow" if mode == "online" else None,  # offline, `wandb sync` joins the pieces by their id
+        settings=settings,
+    )
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run, save_dir=run_dir)
@@ -129,7 +142,9 @@ def tensorboard_logger(run_dir: Path):
     try:
         import tensorboard  # noqa: F401
     except ImportError:
-        raise UserError("logger=tensorboard needs TensorBoard: pip install 'regbench[tensorboard]'.") from None
+        raise UserError(
+            "logger=tensorboard needs TensorBoard: pip install 'regbench[tensorboard]'."
+        ) from None
     from pytorch_lightning.loggers import TensorBoardLogger
 
     return TensorBoardLogger(save_dir=run_dir, name="tensorboard", version="")

@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("regbench", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "timm", "numpy")
+PACKAGES = (
+    "regbench",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "timm",
+    "numpy",
+)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -43,7 +52,16 @@ def git_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+        ask = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--exclude=*",
+            "--dirty=+changes",
+        ]
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

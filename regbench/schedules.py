@@ -25,7 +25,9 @@ def cosine(step: int, *, total: int, per_epoch: float, min_factor: float = 0.0) 
     return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
 
-def multistep(step: int, *, total: int, per_epoch: float, milestones: list[float], gamma: float = 0.1) -> float:
+def multistep(
+    step: int, *, total: int, per_epoch: float, milestones: list[float], gamma: float = 0.1
+) -> float:
     """`gamma` to the number of milestones (epochs) passed.
 
     >>> [round(multistep(s, total=6, per_epoch=2.0, milestones=[1, 2]), 3) for s in range(6)]
@@ -69,9 +71,13 @@ def lr_factor(config: Mapping[str, Any], *, total: int, per_epoch: float) -> Cal
         raise unknown("scheduler", name, SCHEDULES)
     schedule = SCHEDULES[name]
     if name != "constant" and total <= 0:
-        raise UserError(f"scheduler={name} needs a known number of steps; set trainer.max_epochs to a positive number.")
+        raise UserError(
+            f"scheduler={name} needs a known number of steps; set trainer.max_epochs to a positive number."
+        )
     if warmup and warmup >= total:
-        raise UserError(f"scheduler.warmup_epochs lasts {warmup} steps, but the run has only {total}; shorten it.")
+        raise UserError(
+            f"scheduler.warmup_epochs lasts {warmup} steps, but the run has only {total}; shorten it."
+        )
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -23,9 +23,9 @@ from regbench.api import check_state
 from regbench.backbones.sync_batchnorm import synchronise_batchnorm
 from regbench.callbacks import EpochCheckpoint, LineProgress
 from regbench.checks import check, check_writable
+from regbench.composing import build, flat
 from regbench.data.module import ImageDataModule
 from regbench.errors import UserError
-from regbench.composing import build, flat
 from regbench.loggers import History, WandbPictures
 
 log = logging.getLogger("regbench")
@@ -67,7 +67,9 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     try:
         return _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, loggers)
     finally:
-        for logger in loggers:  # also after a mistake or Ctrl-C, so that the next run gets a W&B run of its own
+        for (
+            logger
+        ) in loggers:  # also after a mistake or Ctrl-C, so that the next run gets a W&B run of its own
             logger.finalize("success" if sys.exc_info()[0] is None else "failed")
             if hasattr(logger.experiment, "finish"):
                 logger.experiment.finish()
@@ -87,7 +89,9 @@ def _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, logge
         checkpoints.folder.mkdir(exist_ok=True)
         log.info("%s", describe_data(data.describe()))
         size = sum(p.numel() for p in method.parameters()) / 1e6
-        log.info("%s on %s, %.2f M parameters, in %s", method.slug, resolved["backbone"]["name"], size, run_dir)
+        log.info(
+            "%s on %s, %.2f M parameters, in %s", method.slug, resolved["backbone"]["name"], size, run_dir
+        )
     for logger in loggers:
         logger.log_hyperparams(flat(resolved))
     if checkpoint is not None:
@@ -107,7 +111,10 @@ def _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, logge
             "seed": cfg.seed,
             "config": resolved,
             "epochs": trainer.current_epoch,
-            "tested": [str(path.relative_to(run_dir)) if path.is_relative_to(run_dir) else str(path) for path in candidates],
+            "tested": [
+                str(path.relative_to(run_dir)) if path.is_relative_to(run_dir) else str(path)
+                for path in candidates
+            ],
             "data": data.describe(),
             "device": device,
             "precision": cfg.accelerator.precision,
@@ -118,7 +125,9 @@ def _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, logge
         results.write_result(run_dir / "result.json", result)
         if wandb is not None:
             pictures[0].log_confusion(method.confusion)
-            wandb.log_table("test/table", columns=["metric", "value"], data=[[k, v] for k, v in metrics.items()])
+            wandb.log_table(
+                "test/table", columns=["metric", "value"], data=[[k, v] for k, v in metrics.items()]
+            )
             wandb.experiment.summary.update(metrics)
         show_metrics(metrics, candidates)
     return metrics
@@ -137,10 +146,13 @@ def describe_data(data: dict[str, Any]) -> str:
     """One line on the data, e.g. "digits: 1078 training, 120 validation, 599 test images of 1×8×8, 10 classes"."""
     shape = "×".join(map(str, data["shape"]))
     sizes = f"{data['train']} training, {data['val']} validation, {data['test']} test images of {shape}"
-    return f"{data['name']}: {sizes}, {data['num_classes']} classes. Validation: {data['validation']}. {data['notes']}".strip()
+    line = f"{data['name']}: {sizes}, {data['num_classes']} classes. Validation: {data['validation']}."
+    return f"{line} {data['notes']}".strip()
 
 
-def build_method(cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, seeds: dict[str, int]) -> pl.LightningModule:
+def build_method(
+    cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, seeds: dict[str, int]
+) -> pl.LightningModule:
     """The LightningModule of `cfg.regularizer` with the optimiser and the schedule of the configuration."""
     cls = registry.load(cfg.regularizer.name)
     options = OmegaConf.to_container(cfg.regularizer, resolve=True)
@@ -150,7 +162,9 @@ def build_method(cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, s
         try:
             options["optimizer"](list(backbone.parameters()))
         except (TypeError, ValueError, AssertionError) as error:
-            raise UserError(f"The optimizer {cfg.optimizer._target_} refuses its options: {error}.") from error
+            raise UserError(
+                f"The optimizer {cfg.optimizer._target_} refuses its options: {error}."
+            ) from error
     if cfg.scheduler is not None:
         options["scheduler"] = OmegaConf.to_container(cfg.scheduler, resolve=True)
     method = cls(backbone, num_classes, seed=seeds["order"], clip=cfg.trainer.gradient_clip_val,
@@ -165,7 +179,9 @@ def build_method(cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, s
     return method
 
 
-def build_trainer(cfg: DictConfig, method: pl.LightningModule, run_dir: Path, loggers: list, callbacks: list) -> pl.Trainer:
+def build_trainer(
+    cfg: DictConfig, method: pl.LightningModule, run_dir: Path, loggers: list, callbacks: list
+) -> pl.Trainer:
     """Lightning's Trainer for the configuration."""
     options = dict(cfg.trainer)
     if not method.automatic_optimization:  # the method clips and accumulates itself, see Method.optimize
@@ -199,10 +215,18 @@ def build_trainer(cfg: DictConfig, method: pl.LightningModule, run_dir: Path, lo
             use_distributed_sampler=False,  # the loaders share the global batch out themselves
         )
     except (ValueError, TypeError, MisconfigurationException) as error:
-        raise UserError(f"Lightning's Trainer refuses the options of trainer and accelerator: {error}") from error
+        raise UserError(
+            f"Lightning's Trainer refuses the options of trainer and accelerator: {error}"
+        ) from error
 
 
-def fit(trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule, ckpt_path: str | None, run_dir: Path) -> None:
+def fit(
+    trainer: pl.Trainer,
+    method: pl.LightningModule,
+    data: ImageDataModule,
+    ckpt_path: str | None,
+    run_dir: Path,
+) -> None:
     """Trains. After Ctrl-C it says how to go on and raises KeyboardInterrupt."""
     try:
         trainer.fit(method, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -211,7 +235,9 @@ def fit(trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule, 
         raise KeyboardInterrupt from interrupted
 
 
-def test(trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule, candidates: list[Path]) -> dict[str, float]:
+def test(
+    trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule, candidates: list[Path]
+) -> dict[str, float]:
     """The median of each test metric over the checkpoints (usually one)."""
     measured: list[dict[str, float]] = []
     for path in candidates:
@@ -233,7 +259,9 @@ def read_checkpoint(path: str, method: pl.LightningModule, config: dict[str, Any
     except Exception as error:
         raise UserError(f"{path} is no checkpoint of RegBench ({type(error).__name__}: {error}).") from error
     check_state(method, state, path)
-    before, now = (flat(c.get("dataset", {})) for c in (checkpoint.get("regbench", {}).get("config", {}), config))
+    before, now = (
+        flat(c.get("dataset", {})) for c in (checkpoint.get("regbench", {}).get("config", {}), config)
+    )
     changed = [key for key in now if key not in HARMLESS and key in before and before[key] != now[key]]
     if changed:
         was = ", ".join(f"dataset.{key}={before[key]}" for key in changed)
@@ -250,9 +278,13 @@ def check_accelerator(node: DictConfig) -> None:
             "if there is a GPU, install a CUDA build of torch (see the README) and check the driver with nvidia-smi."
         )
     if wanted == "mps" and not torch.backends.mps.is_available():
-        raise UserError("accelerator=mps needs Apple silicon with macOS. Use accelerator=auto or accelerator=cpu.")
+        raise UserError(
+            "accelerator=mps needs Apple silicon with macOS. Use accelerator=auto or accelerator=cpu."
+        )
     if wanted == "cuda" and isinstance(node.devices, int) and node.devices > torch.cuda.device_count():
-        raise UserError(f"accelerator.devices={node.devices}, but there are {torch.cuda.device_count()} GPUs.")
+        raise UserError(
+            f"accelerator.devices={node.devices}, but there are {torch.cuda.device_count()} GPUs."
+        )
 
 
 def world_size(node: DictConfig) -> int:

@@ -23,10 +23,14 @@ def main() -> int:
         if done.returncode:
             return done.returncode
     results = {method: json.loads((folder / method / "result.json").read_text()) for method in METHODS}
-    table = Table("test metric", *METHODS, title="\nOne seed: which of the two is better is not decided by this")
+    table = Table(
+        "test metric", *METHODS, title="\nOne seed: which of the two is better is not decided by this"
+    )
     for name in results[METHODS[0]]["metrics"]:
         values = [results[method]["metrics"][name] for method in METHODS]
-        table.add_row(name, *(f"{v:.4f} nats" if name.endswith("nll") else f"{100 * v:.2f} %" for v in values))
+        table.add_row(
+            name, *(f"{v:.4f} nats" if name.endswith("nll") else f"{100 * v:.2f} %" for v in values)
+        )
     Console().print(table)
     for method in METHODS:
         print(f"{method}: {results[method]['duration_s']:.0f} s, run folder {folder / method}")

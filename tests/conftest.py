@@ -13,6 +13,7 @@ import regbench.torchvision_schemas  # noqa: F401  before Lightning, which impor
 # isort: split
 from support import ROOT
 
+
 @pytest.fixture(autouse=True)
 def _quiet_machine(monkeypatch):
     torch.set_num_threads(1)

@@ -28,7 +28,12 @@ def test_double_precision_is_close_to_single(train):
 
 @pytest.mark.parametrize(
     ("backbone", "setting", "expected"),
-    [("small_cnn", "auto", True), ("small_cnn", "false", False), ("small_vit", "auto", False), ("small_vit", "true", True)],
+    [
+        ("small_cnn", "auto", True),
+        ("small_cnn", "false", False),
+        ("small_vit", "auto", False),
+        ("small_vit", "true", True),
+    ],
 )
 def test_channels_last_is_for_convolutional_networks(backbone, setting, expected):
     cfg = compose_config([f"backbone={backbone}", f"accelerator.channels_last={setting}"])

@@ -38,7 +38,9 @@ def test_checkpoint_round_trip(train, slug):
     """The weights of a checkpoint, tested again, give the metrics of the run that wrote it."""
     _, folder = train(f"regularizer={slug}", *TWO_STEPS, "checkpoint.select=last")
     last = folder / "checkpoints" / "last.ckpt"
-    _, tested = train(f"regularizer={slug}", *TWO_STEPS, "test_only=true", f"ckpt_path={last}", run_dir="tested")
+    _, tested = train(
+        f"regularizer={slug}", *TWO_STEPS, "test_only=true", f"ckpt_path={last}", run_dir="tested"
+    )
     assert read_result(tested)["metrics"] == read_result(folder)["metrics"]
 
 
@@ -67,10 +69,14 @@ def test_every_hyperparameter_is_explained(slug):
     assert entry.claim
 
 
-@pytest.mark.parametrize("group", ["dataset", "backbone", "optimizer", "scheduler", "experiment", "logger", "callbacks"])
+@pytest.mark.parametrize(
+    "group", ["dataset", "backbone", "optimizer", "scheduler", "experiment", "logger", "callbacks"]
+)
 def test_every_config_of_a_group_composes(group):
     folder = configs_dir() / group
-    names = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml") if p.name[0] != "_"]
+    names = [
+        p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml") if p.name[0] != "_"
+    ]
     assert names
     for name in names:
         try:

@@ -4,14 +4,23 @@ import pytest
 import torch
 from support import history, read_result, weights
 
-RUN = ["dataset=digits", "dataset.train_size=512", "dataset.augment.translate=1", "backbone=small_cnn", "backbone.width=8",
-       "trainer.max_epochs=2", "logger=none", "progress=none"]  # fmt: skip
+RUN = [
+    *("dataset=digits", "dataset.train_size=512", "dataset.augment.translate=1", "trainer.max_epochs=2"),
+    *("backbone=small_cnn", "backbone.width=8", "logger=none", "progress=none"),
+]
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_two_processes_are_one(command, tmp_path, norm):
-    """Batch norm is the harder case: its statistics must be those of the global batch (sync_batchnorm)."""
-    options = [*RUN, f"backbone.norm={norm}"]
+@pytest.mark.parametrize(
+    "regularizer",
+    [
+        ["none", "backbone.norm=batch"],  # its statistics must be those of the global batch
+        ["decoupled_mixup", "regularizer.policy=cutmix", "backbone.norm=group"],  # pairs from both processes
+        ["manifold_mixup", "regularizer.layers=[2]", "backbone.norm=group"],  # gradients across processes
+    ],
+    ids=lambda value: value[0],
+)
+def test_two_processes_are_one(command, tmp_path, regularizer):
+    options = [f"regularizer={regularizer[0]}", *regularizer[1:], *RUN]
     for accelerator in ("cpu", "ddp_cpu"):
         done = command(*options, f"accelerator={accelerator}", f"hydra.run.dir={accelerator}")
         assert done.returncode == 0, done.stderr
@@ -20,7 +29,15 @@ def test_two_processes_are_one(command, tmp_path, norm):
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-6, msg=name)
     for first, second in zip(history(one), history(two), strict=True):
-        for key in ("train/loss", "val/accuracy", "val/nll", "val/ece", "test/accuracy", "test/nll", "test/ece"):
+        for key in (
+            "train/loss",
+            "val/accuracy",
+            "val/nll",
+            "val/ece",
+            "test/accuracy",
+            "test/nll",
+            "test/ece",
+        ):
             if first[key]:
                 assert float(second[key]) == pytest.approx(float(first[key]), rel=1e-4), key
 

@@ -89,6 +89,7 @@ def test_the_catalogue_is_the_installed_one(regbench, installed):
     assert str(ROOT) not in done.stdout
 
 
+@pytest.mark.slow
 def test_it_trains_in_two_processes(regbench, tmp_path):
     """Lightning starts the second process itself, from the command that it was started by."""
     done = regbench("train", "dataset=digits", "backbone=mlp", "trainer.max_epochs=1", "logger=none",

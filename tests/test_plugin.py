@@ -49,7 +49,7 @@ class ToyEntropy(ClassificationMethod):
         super().__init__(backbone, num_classes, **base)
         self.beta = beta
 
-    def objective(self, logits, label, draw):
+    def objective(self, logits, label, partner):
         log_p = F.log_softmax(logits, dim=1)
         return F.nll_loss(log_p, label) + self.beta * (log_p.exp() * log_p).sum(dim=1).mean()
 '''

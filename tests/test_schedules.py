@@ -30,8 +30,12 @@ def test_multistep_is_torchs():
 
 
 def test_restarts_are_torchs():
-    factor = lr_factor({"name": "cosine_restarts", "period_epochs": 2, "min_factor": 0.05}, total=30, per_epoch=5)
-    expected = _by_torch(lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 10, eta_min=0.05), 30)
+    factor = lr_factor(
+        {"name": "cosine_restarts", "period_epochs": 2, "min_factor": 0.05}, total=30, per_epoch=5
+    )
+    expected = _by_torch(
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 10, eta_min=0.05), 30
+    )
     assert [factor(s) for s in range(30)] == pytest.approx(expected)
 
 

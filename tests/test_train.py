@@ -41,7 +41,9 @@ def test_best_val_tests_the_epoch_with_the_highest_validation_accuracy(train):
 
 
 def test_median_of_the_last_ten_epochs(train):
-    _, folder = train(*QUICK, "trainer.max_epochs=12", "checkpoint.select=median_last_10", "dataset.val_fraction=0")
+    _, folder = train(
+        *QUICK, "trainer.max_epochs=12", "checkpoint.select=median_last_10", "dataset.val_fraction=0"
+    )
     tested = [float(row["test/accuracy"]) for row in history(folder) if row["test/accuracy"]]
     result = read_result(folder)
     assert result["tested"] == [f"checkpoints/epoch-{e:04d}.ckpt" for e in range(2, 12)]
@@ -53,8 +55,9 @@ def test_median_of_the_last_ten_epochs(train):
 
 
 def _test_accuracy(train, checkpoint):
-    _, folder = train(*QUICK, "dataset.val_fraction=0", "checkpoint.select=last", "test_only=true", f"ckpt_path={checkpoint}",
-                      run_dir=f"test-{checkpoint.stem}")  # fmt: skip
+    same_data = ["dataset.val_fraction=0", "checkpoint.select=last"]
+    options = [*QUICK, *same_data, "test_only=true", f"ckpt_path={checkpoint}"]
+    _, folder = train(*options, run_dir=f"test-{checkpoint.stem}")
     return read_result(folder)["metrics"]["test/accuracy"]
 
 
@@ -86,14 +89,20 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train):
 
 
 def test_a_pinned_stream_does_not_follow_the_seed(train):
-    folders = [train(*QUICK, f"seed={s}", "seeds.init=7", "optimizer.lr=1e-12", run_dir=str(s))[1] for s in (1, 2)]
+    folders = [
+        train(*QUICK, f"seed={s}", "seeds.init=7", "optimizer.lr=1e-12", run_dir=str(s))[1] for s in (1, 2)
+    ]
     first, second = (weights(folder) for folder in folders)
     key = next(k for k in first if k.endswith("weight"))
     torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=0)
 
 
 def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(train, capsys):
-    options = [*QUICK, "trainer.max_epochs=3", "+callbacks.poison={_target_: support.Poison, epoch: 1, batch: 2}"]
+    options = [
+        *QUICK,
+        "trainer.max_epochs=3",
+        "+callbacks.poison={_target_: support.Poison, epoch: 1, batch: 2}",
+    ]
     code, folder = train(*options)
     message = capsys.readouterr().err
     batches = 1295 // 128
@@ -123,7 +132,9 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
 
 
 def test_multirun_with_hydras_own_launcher(command, tmp_path):
-    done = command("--multirun", "regularizer=none,label_smoothing", "seed=1,2", *QUICK, "hydra.sweep.dir=sweep")
+    done = command(
+        "--multirun", "regularizer=none,label_smoothing", "seed=1,2", *QUICK, "hydra.sweep.dir=sweep"
+    )
     assert done.returncode == 0, done.stderr
     results = sorted(tmp_path.glob("sweep/*/result.json"))
     assert len(results) == 4
@@ -139,7 +150,10 @@ def test_history_merges_a_step_and_forgets_what_a_resumed_run_writes_again(tmp_p
     log.log_metrics({"epoch": 0, "b": 2.0}, step=9)
     log.log_metrics({"epoch": 1, "a": 3.0}, step=19)
     log.log_metrics({"epoch": 1, "b": 4.0}, step=19)
-    expected = [{"epoch": "0", "step": "9", "a": "1.0", "b": "2.0"}, {"epoch": "1", "step": "19", "a": "3.0", "b": "4.0"}]
+    expected = [
+        {"epoch": "0", "step": "9", "a": "1.0", "b": "2.0"},
+        {"epoch": "1", "step": "19", "a": "3.0", "b": "4.0"},
+    ]
     assert history(tmp_path) == expected
     reopened = History(tmp_path / "metrics.csv")
     reopened.forget_from(1)

@@ -45,7 +45,12 @@ def test_an_offline_run_holds_config_metrics_images_confusion_and_table(train, t
     assert code == 0
     found = list(records(folder))
     run = next(record.run for record in found if record.HasField("run"))
-    assert (run.display_name, run.run_group, set(run.tags), run.project) == ("my-run", "my-group", {"a", "b"}, "regbench")
+    assert (run.display_name, run.run_group, set(run.tags), run.project) == (
+        "my-run",
+        "my-group",
+        {"a", "b"},
+        "regbench",
+    )
     assert run.run_id == (folder / "wandb_id.txt").read_text()
     config = {}
     for record in found:
@@ -64,7 +69,9 @@ def test_an_offline_run_holds_config_metrics_images_confusion_and_table(train, t
     assert any(key.startswith("train/samples") for key in logged)
     pictures = [p for p in folder.glob("wandb/offline-run-*/files/media/**/*.png") if "samples" in p.name]
     assert 8 < len(pictures) <= 16  # 16 images; W&B keeps equal ones once
-    tables = [json.loads(p.read_text()) for p in folder.glob("wandb/offline-run-*/files/media/table/**/*.json")]
+    tables = [
+        json.loads(p.read_text()) for p in folder.glob("wandb/offline-run-*/files/media/table/**/*.json")
+    ]
     columns = {tuple(table["columns"]): table["data"] for table in tables}
     confusion = columns[("Actual", "Predicted", "nPredictions")]
     assert len(confusion) == 100

@@ -47,7 +47,9 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
         "ece": _CalibrationError(num_classes, n_bins=ECE_BINS, norm="l1", validate_args=False),
     }
     if num_classes > 5:
-        metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
+        metrics["accuracy_top5"] = MulticlassAccuracy(
+            num_classes, top_k=5, average="micro", validate_args=False
+        )
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 

@@ -136,7 +136,7 @@ class Method(pl.LightningModule):
         )
 
     def on_train_epoch_start(self) -> None:
-        # Every stream starts anew from (seed, stream, epoch, rank): a resumed run draws what the first one drew.
+        # Every stream starts anew from (seed, stream, epoch): a resumed run draws what the first one drew.
         self._generators.clear()
         seeding.seed_globals(self.seed, "globals", self.current_epoch, self.global_rank)
         self._loss_sum = self._first_bad = None
@@ -150,10 +150,9 @@ class Method(pl.LightningModule):
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def generator(self, stream: str) -> torch.Generator:
-        """The CPU generator of a random stream of this method, at its place in this epoch."""
+        """The CPU generator of a random stream of this method, at its place in this epoch; alike on every process."""
         if stream not in self._generators:
-            place = (self.current_epoch, self.global_rank) if self._trainer is not None else (0, 0)
-            self._generators[stream] = seeding.generator(self.seed, stream, *place)
+            self._generators[stream] = seeding.generator(self.seed, stream, self.current_epoch)
         return self._generators[stream]
 
 
@@ -168,7 +167,7 @@ def batch_fields(batch: Mapping[str, Tensor] | tuple[Tensor, ...], needs: tuple[
     missing = [name for name in needs if name not in batch]
     if missing:
         raise UserError(
-            f"This method needs {', '.join(missing)} of each batch, which has only {', '.join(batch)}. Let the data set "
-            "return (image, label, index), or a mapping with these keys; index is the sample's place in the data set."
+            f"This method needs {', '.join(missing)} of each batch, which has only {', '.join(batch)}. Let the data "
+            "set return (image, label, index), or a mapping with these keys; index is the sample's place in the data set."
         )
     return [batch[name] for name in needs]

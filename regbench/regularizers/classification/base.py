@@ -4,15 +4,29 @@
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from regbench.functional.distributed import gather_rows, own_rows
 from regbench.functional.losses import mixup_cross_entropy
 from regbench.functional.mixing import Draw
 from regbench.metrics.classification import classification_metrics
 from regbench.regularizers.base import Method, batch_fields
+
+
+class Partner(NamedTuple):
+    """What the images of a batch were mixed with.
+
+    Attributes:
+        label: (B,), the classes of the images that were mixed in.
+        lam: share of the image itself, in [0, 1].
+    """
+
+    label: Tensor
+    lam: float
 
 
 class ClassificationMethod(Method):
@@ -30,29 +44,39 @@ class ClassificationMethod(Method):
         self.confusion: Tensor | None = None  # (C, C) counts of the last test; rows are the true classes
 
     def mix(self, image: Tensor) -> Draw | None:
-        """How the images of this batch are mixed; None where they are not."""
+        """How the images (B, C, H, W), of all processes together, are mixed; None where they are not.
+
+        It has to draw the same on every process, as `self.generator(...)` does.
+        """
         return None
 
-    def objective(self, logits: Tensor, label: Tensor, draw: Draw | None) -> Tensor:
-        """The loss (scalar) of logits (B, C) for labels (B,), mixed with those of `draw.partner` by `draw.lam`."""
-        if draw is None:
+    def objective(self, logits: Tensor, label: Tensor, partner: Partner | None) -> Tensor:
+        """The loss (scalar) of logits (B, C) for labels (B,); `partner` is None where nothing was mixed."""
+        if partner is None:
             return F.cross_entropy(logits, label)
-        return mixup_cross_entropy(logits, label, label[draw.partner], draw.lam)
+        return mixup_cross_entropy(logits, label, partner.label, partner.lam)
 
     def training_loss(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
         image, label = batch_fields(batch, ("image", "label"))
-        draw = self.mix(image)
+        # With several processes the global batch is mixed, so that together they do what one process does.
+        whole = gather_rows(image)
+        draw = self.mix(whole)
         if draw is not None and draw.layer == 0:
-            image = draw.mix(image)
+            image = own_rows(draw.mix(whole))
         if self.samples_wanted:
             self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
-        if draw is None or draw.layer == 0:
+        if draw is None:
+            return self.objective(self.backbone(image), label, None)
+        if draw.layer == 0:
             logits = self.backbone(image)
         else:
             # Not through __call__: a compiled graph can't hold a mixture that differs at each step.
             stage = self.backbone.stages[draw.layer - 1]
-            logits = self.backbone.forward(image, at=stage, apply=draw.mix)
-        return self.objective(logits, label, draw)
+            logits = self.backbone.forward(
+                image, at=stage, apply=lambda x: own_rows(draw.mix(gather_rows(x)))
+            )
+        partner_label = own_rows(gather_rows(label)[draw.partner])
+        return self.objective(logits, label, Partner(partner_label, draw.lam))
 
     def validation_step(self, batch, batch_idx: int) -> None:
         image, label = batch_fields(batch, ("image", "label"))

@@ -12,7 +12,7 @@ from regbench.functional import mixing
 from regbench.functional.losses import mixup_cross_entropy
 from regbench.functional.mixing import Draw
 from regbench.registry import Paper, register
-from regbench.regularizers.classification.base import ClassificationMethod
+from regbench.regularizers.classification.base import ClassificationMethod, Partner
 
 LOSSES = ("ce", "bce")
 MODES = ("both", "less", "more")
@@ -194,12 +194,8 @@ class DecoupledMixup(ClassificationMethod):
     def mix(self, image: Tensor) -> Draw:
         return self.draw(image, self.generator("mix"))
 
-    def objective(self, logits: Tensor, label: Tensor, draw: Draw) -> Tensor:
-        partner = label[draw.partner]
+    def objective(self, logits: Tensor, label: Tensor, partner: Partner) -> Tensor:
+        pair = logits, label, partner.label, partner.lam
         if self.loss == "bce":
-            return decoupled_mixup_binary_cross_entropy(
-                logits, label, partner, draw.lam, t=self.t, xi=self.xi
-            )
-        return decoupled_mixup_cross_entropy(
-            logits, label, partner, draw.lam, eta=self.eta, mode=self.mode, t=self.t, xi=self.xi
-        )
+            return decoupled_mixup_binary_cross_entropy(*pair, t=self.t, xi=self.xi)
+        return decoupled_mixup_cross_entropy(*pair, eta=self.eta, mode=self.mode, t=self.t, xi=self.xi)

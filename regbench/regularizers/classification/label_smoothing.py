@@ -4,9 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regbench.errors import UserError
-from regbench.functional.mixing import Draw
 from regbench.registry import Paper, register
-from regbench.regularizers.classification.base import ClassificationMethod
+from regbench.regularizers.classification.base import ClassificationMethod, Partner
 
 
 @register(
@@ -34,9 +33,9 @@ class LabelSmoothing(ClassificationMethod):
             raise UserError(f"smoothing={smoothing}: the weight moved to all classes must lie in [0, 1].")
         self.smoothing = smoothing
 
-    def objective(self, logits: Tensor, label: Tensor, draw: Draw | None) -> Tensor:
+    def objective(self, logits: Tensor, label: Tensor, partner: Partner | None) -> Tensor:
         loss = F.cross_entropy(logits, label, label_smoothing=self.smoothing)
-        if draw is None:
+        if partner is None:
             return loss
-        partner = F.cross_entropy(logits, label[draw.partner], label_smoothing=self.smoothing)
-        return draw.lam * loss + (1 - draw.lam) * partner
+        other = F.cross_entropy(logits, partner.label, label_smoothing=self.smoothing)
+        return partner.lam * loss + (1 - partner.lam) * other

@@ -1,0 +1,34 @@
+"""Batches that are spread over processes. With one process nothing here does anything."""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The global batch (B, ...) of which every process holds the rows rank, rank + world, … as (B / world, ...).
+
+    Gradients flow back to the process that holds the row. Collective: every process calls it.
+    """
+    world = world_size()
+    if world == 1:
+        return rows
+    rows = rows.contiguous()
+    if rows.requires_grad:
+        parts = dist_nn.all_gather(rows)
+    else:
+        parts = [torch.empty_like(rows) for _ in range(world)]
+        dist.all_gather(parts, rows)
+    return torch.stack(tuple(parts), dim=1).flatten(0, 1)
+
+
+def own_rows(batch: Tensor) -> Tensor:
+    """This process's rows (B / world, ...) of a global batch (B, ...): what `gather_rows` gathered."""
+    world = world_size()
+    return batch if world == 1 else batch[dist.get_rank() :: world]
