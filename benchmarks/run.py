@@ -37,7 +37,7 @@ def spread(values: list[float], unit: str, digits: int = 3) -> str:
 def alternating(
     backbone: str, dataset: str, *, epochs: int, steps: int | None, skip: int
 ) -> tuple[list, list]:
-    """Seconds a step of the bare loop and of train.py's fit, five times each in turn, without the first `skip` steps."""
+    """Seconds a step of the bare loop and of train.py's fit, five times each in turn; the first `skip` don't count."""
     cfg = config(backbone, dataset, epochs=epochs, steps=steps)
     bare, ours = [], []
     for _ in range(REPEATS):

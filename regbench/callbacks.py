@@ -58,6 +58,7 @@ class EpochCheckpoint(Checkpoint):
         return improved
 
     def _save(self, trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
+        self.folder.mkdir(exist_ok=True)
         part = self.folder / f"{name}.part"
         trainer.save_checkpoint(part, weights_only=weights_only)  # collective: every process takes part
         if trainer.is_global_zero:

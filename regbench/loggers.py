@@ -171,8 +171,13 @@ class WandbPictures(pl.Callback):
         self.logger.log_image("train/samples", pictures, step=trainer.global_step)
         module.samples = None
 
-    def log_confusion(self, confusion: torch.Tensor) -> None:
-        """confusion (C, C): rows are the true classes, columns the predicted ones, counts."""
+    def log_result(self, metrics: Mapping[str, float], confusion: torch.Tensor) -> None:
+        """The final table, the run's summary, and the confusion matrix.
+
+        Args:
+            metrics: test metrics.
+            confusion: (C, C) counts; rows are the true classes, columns the predicted ones.
+        """
         import wandb
 
         rows = [
@@ -185,3 +190,7 @@ class WandbPictures(pl.Callback):
         table = wandb.Table(columns=list(fields), data=rows)
         plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "test"})
         self.logger.experiment.log({"test/confusion_matrix": plot})
+        self.logger.log_table(
+            "test/table", columns=["metric", "value"], data=[list(item) for item in metrics.items()]
+        )
+        self.logger.experiment.summary.update(metrics)

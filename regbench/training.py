@@ -5,6 +5,8 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import regbench.torchvision_schemas  # noqa: F401  before Lightning, which impor
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
@@ -63,74 +66,71 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     checkpoint = read_checkpoint(cfg.ckpt_path, method, resolved) if cfg.ckpt_path else None
 
     history = History(run_dir / "metrics.csv")
-    loggers = [made for node in cfg.logger.values() if (made := build(node, run_dir=run_dir)) is not None]
-    try:
-        return _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, loggers)
-    finally:
-        for (
-            logger
-        ) in loggers:  # also after a mistake or Ctrl-C, so that the next run gets a W&B run of its own
-            logger.finalize("success" if sys.exc_info()[0] is None else "failed")
-            if hasattr(logger.experiment, "finish"):
-                logger.experiment.finish()
-
-
-def _run(cfg, resolved, run_dir, start, data, method, checkpoint, history, loggers) -> dict[str, float]:
+    if checkpoint is not None:
+        history.forget_from(checkpoint["epoch"] + 1)
     checkpoints = EpochCheckpoint(
         run_dir / "checkpoints",
         **resolved["checkpoint"],
         origin={"regularizer": method.slug, "config": resolved},
     )
-    wandb = next((logger for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
-    pictures = [WandbPictures(wandb, data.class_names)] if wandb is not None else []
-    trainer = build_trainer(cfg, method, run_dir, [history, *loggers], [checkpoints, *pictures])
-    if trainer.is_global_zero:
-        results.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-        checkpoints.folder.mkdir(exist_ok=True)
-        log.info("%s", describe_data(data.describe()))
-        size = sum(p.numel() for p in method.parameters()) / 1e6
-        log.info(
-            "%s on %s, %.2f M parameters, in %s", method.slug, resolved["backbone"]["name"], size, run_dir
-        )
-    for logger in loggers:
-        logger.log_hyperparams(flat(resolved))
-    if checkpoint is not None:
-        history.forget_from(checkpoint["epoch"] + 1)
+    with configured_loggers(cfg, run_dir) as loggers:
+        pictures = [WandbPictures(lg, data.class_names) for lg in loggers if isinstance(lg, WandbLogger)]
+        trainer = build_trainer(cfg, method, run_dir, [history, *loggers], [checkpoints, *pictures])
+        if trainer.is_global_zero:
+            results.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+            size = sum(p.numel() for p in method.parameters()) / 1e6
+            network = f"{resolved['backbone']['name']}, {size:.2f} M parameters"
+            log.info("%s\n%s on %s, in %s", describe_data(data.describe()), method.slug, network, run_dir)
+        for logger in loggers:
+            logger.log_hyperparams(flat(resolved))
 
-    if cfg.test_only:
-        method.load_state_dict(checkpoint["state_dict"])
-        candidates = [Path(cfg.ckpt_path)]
-    else:
-        fit(trainer, method, data, cfg.ckpt_path, run_dir)
-        candidates = checkpoints.candidates()
-    metrics = test(trainer, method, data, candidates)
-    if trainer.is_global_zero:
-        device = results.device_name(trainer.strategy.root_device, trainer.world_size)
-        result = {
-            "metrics": metrics,
-            "seed": cfg.seed,
-            "config": resolved,
-            "epochs": trainer.current_epoch,
-            "tested": [
-                str(path.relative_to(run_dir)) if path.is_relative_to(run_dir) else str(path)
-                for path in candidates
-            ],
-            "data": data.describe(),
-            "device": device,
-            "precision": cfg.accelerator.precision,
-            "versions": results.versions(),
-            "git_commit": results.git_commit(),
-            "duration_s": round(time.perf_counter() - start, 3),
-        }
-        results.write_result(run_dir / "result.json", result)
-        if wandb is not None:
-            pictures[0].log_confusion(method.confusion)
-            wandb.log_table(
-                "test/table", columns=["metric", "value"], data=[[k, v] for k, v in metrics.items()]
-            )
-            wandb.experiment.summary.update(metrics)
-        show_metrics(metrics, candidates)
+        if cfg.test_only:
+            candidates = [Path(cfg.ckpt_path)]
+        else:
+            fit(trainer, method, data, cfg.ckpt_path, run_dir)
+            candidates = checkpoints.candidates()
+        metrics = test(trainer, method, data, candidates)
+
+        if trainer.is_global_zero:
+            inside = [
+                path.relative_to(run_dir) if path.is_relative_to(run_dir) else path for path in candidates
+            ]
+            result = {
+                "metrics": metrics,
+                "seed": cfg.seed,
+                "config": resolved,
+                "epochs": trainer.current_epoch,
+                "tested": [str(path) for path in inside],
+                "data": data.describe(),
+                "device": results.device_name(trainer.strategy.root_device, trainer.world_size),
+                "precision": cfg.accelerator.precision,
+                "versions": results.versions(),
+                "git_commit": results.git_commit(),
+                "duration_s": round(time.perf_counter() - start, 3),
+            }
+            results.write_result(run_dir / "result.json", result)
+            for picture in pictures:
+                picture.log_result(metrics, method.confusion)
+            show_metrics(metrics, candidates)
     return metrics
+
+
+@contextmanager
+def configured_loggers(cfg: DictConfig, run_dir: Path) -> Iterator[list[Logger]]:
+    """The loggers of `cfg.logger`, ended also after a mistake or Ctrl-C: the next run has a W&B run of its own."""
+    loggers = []
+    status = "failed"
+    try:
+        for node in cfg.logger.values():
+            if (logger := build(node, run_dir=run_dir)) is not None:
+                loggers.append(logger)
+        yield loggers
+        status = "success"
+    finally:
+        for logger in loggers:
+            logger.finalize(status)
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish(exit_code=0 if status == "success" else 1)
 
 
 def show_metrics(metrics: dict[str, float], tested: list[Path]) -> None:

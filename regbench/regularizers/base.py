@@ -32,9 +32,6 @@ class Method(pl.LightningModule):
         accumulate: for methods with manual optimisation, batches for each optimiser step.
     """
 
-    stages: tuple[str, ...] = ("fit", "test")
-    version: int = 1  # raised when a change of this method's code changes its numbers
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -168,6 +165,6 @@ def batch_fields(batch: Mapping[str, Tensor] | tuple[Tensor, ...], needs: tuple[
     if missing:
         raise UserError(
             f"This method needs {', '.join(missing)} of each batch, which has only {', '.join(batch)}. Let the data "
-            "set return (image, label, index), or a mapping with these keys; index is the sample's place in the data set."
+            "set return (image, label, index), or a mapping with these keys; index is the place of the sample in it."
         )
     return [batch[name] for name in needs]
