@@ -11,11 +11,11 @@ import sys
 import regbench.torchvision_schemas  # noqa: F401
 
 # isort: split
-import bare_loop
 import pytorch_lightning  # noqa: F401
 import timm  # noqa: F401
 import torch
 
+import bare_loop
 from regbench import training  # noqa: F401
 from runs import config, data_and_network, train_run
 

@@ -18,10 +18,10 @@ import regbench.torchvision_schemas  # noqa: F401
 
 # isort: split
 import torch
-from bare_loop import train as bare_train
 from rich.console import Console
 from rich.table import Table
 
+from bare_loop import train as bare_train
 from regbench import results
 from runs import config, data_and_network, train_run
 

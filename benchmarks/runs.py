@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 
-import clock
 import torch
 from omegaconf import DictConfig
 
+import clock
 from regbench import backbones, seeding, training
 from regbench.composing import compose_config
 from regbench.data.module import ImageDataModule

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support import QUICK, read_result, weights
 
 from regbench import backbones
 from regbench.composing import compose_config
 from regbench.training import build_method
+from support import QUICK, read_result, weights
 
 
 def test_bf16_trains_and_keeps_float32_weights(train):

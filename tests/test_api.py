@@ -3,12 +3,12 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from support import read_result, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import regbench
 from regbench.errors import UserError
+from support import read_result, weights
 
 OWN = '''
 import torch

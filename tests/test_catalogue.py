@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from support import ROOT
 
 from regbench import catalogue, cli, registry
 from regbench.errors import UserError
 from regbench.paths import configs_dir
 from regbench.registry import Entry, Paper
+from support import ROOT
 
 # The seconds are the processor's, so that a busy machine does not fail the test.
 PROBE = """

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from support import read_result, weights
 
 from regbench import catalogue, registry
 from regbench.composing import compose_config
 from regbench.paths import configs_dir
+from support import read_result, weights
 
 METHODS = list(registry.entries())
 TWO_STEPS = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",

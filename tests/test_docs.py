@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support import ROOT, read_result
 
 # pip installs into a folder of the test's; Python reads the .pth files there, as it does in site-packages.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from support import QUICK, read_result
 
 

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from support import ROOT, history, read_result
 
 MINE = """

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, read_result, weights
 
 from regbench import registry
 from regbench.errors import UserError
+from support import ROOT, read_result, weights
 
 MAIN = "import sys; from regbench.cli import main; sys.exit(main(sys.argv[1:]))"
 PROJECT = """

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT
 
 from regbench import cli, registry, scaffold
+from support import ROOT
 
 FIVE = [
     "regbench/regularizers/classification/{}.py",

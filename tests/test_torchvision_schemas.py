@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
-from support import ROOT
 
 from regbench import torchvision_schemas
 from regbench.torchvision_schemas import declare_missing_schemas
+from support import ROOT
 
 IMPORTS = "import regbench.torchvision_schemas, torchvision, timm; print(torchvision.ops.nms.__name__)"
 

@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 import yaml
-from support import QUICK, ROOT, history, read_result, weights
 
 from regbench.loggers import History
+from support import QUICK, ROOT, history, read_result, weights
 
 
 def test_a_run_leaves_result_config_metrics_and_checkpoints(train):

@@ -4,10 +4,10 @@ import json
 import struct
 
 import pytest
-from support import QUICK
 from wandb.proto import wandb_internal_pb2
 
 from regbench.loggers import logged_in_to_wandb
+from support import QUICK
 
 BLOCK, WHOLE, LAST = 32768, 1, 4
 ONE_EPOCH = [o for o in QUICK if not o.startswith("logger")]
