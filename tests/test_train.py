@@ -115,10 +115,16 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(train, caps
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
+    arguments = [*QUICK, "trainer.max_epochs=100000", "progress=lines", f"hydra.run.dir={tmp_path / 'run'}"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *QUICK, "trainer.max_epochs=100000", "progress=lines",
-         f"hydra.run.dir={tmp_path / 'run'}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background of a shell inherits an ignored SIGINT, which Python then leaves ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
