@@ -37,5 +37,6 @@ if __name__ == "__main__":
         )
     else:
         train_run(cfg)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(peak - before)
+    # Not getrusage's ru_maxrss: a process inherits that of the one that started it.
+    (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(int(peak) / 1024 - before)
