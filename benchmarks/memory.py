@@ -38,5 +38,6 @@ if __name__ == "__main__":
     else:
         train_run(cfg)
     # Not getrusage's ru_maxrss: a process inherits that of the one that started it.
-    (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    with open("/proc/self/status") as file:
+        (peak,) = (line.split()[1] for line in file if line.startswith("VmHWM"))
     print(int(peak) / 1024 - before)
