@@ -36,13 +36,13 @@ class EpochCheckpoint(Checkpoint):
         self.best = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        improved = self.select == "best_val" and self._improved(trainer)
-        self._save(trainer, "last.ckpt")
-        if improved:
+        # last.ckpt comes last: a run that is killed between two files goes on from the epoch before and writes them again.
+        if self.select == "best_val" and self._improved(trainer):
             self._save(trainer, "best.ckpt")
         first = trainer.max_epochs - LAST_EPOCHS
         if self.select == "median_last_10" and trainer.current_epoch >= first:
             self._save(trainer, f"epoch-{trainer.current_epoch:04d}.ckpt", weights_only=True)
+        self._save(trainer, "last.ckpt")
 
     def _improved(self, trainer: pl.Trainer) -> bool:
         if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
@@ -72,7 +72,14 @@ class EpochCheckpoint(Checkpoint):
         return [self.folder / ("best.ckpt" if self.select == "best_val" else "last.ckpt")]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
-        checkpoint["regbench"] = self.origin
+        # Loggers get the epoch's metrics only after this: without them here, a kill in between would lose a row.
+        validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+        row = {
+            name: float(value)
+            for name, value in trainer.logged_metrics.items()
+            if not name.endswith("_step") and (validated or not name.startswith("val/"))
+        }
+        checkpoint["regbench"] = self.origin | {"row": row}
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -114,16 +114,14 @@ def _train(argv: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")(_job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if _job.started:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+        if _job.started:  # then it is no mistake in the command, but a failure of the run
             raise
-        raise explain(error, argv) from error
-    except yaml.YAMLError as error:
-        if _job.started:
-            raise
-        raise UserError(f"A config file is no YAML: {' '.join(str(error).split())}.") from error
-    except OSError as error:
-        if error.filename is None or _job.started:
+        if isinstance(error, yaml.YAMLError):
+            raise UserError(f"A config file is no YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(error, OSError):
+            raise explain(error, argv) from error
+        if error.filename is None:
             raise
         folder = Path(error.filename)
         raise UserError(

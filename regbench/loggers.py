@@ -1,6 +1,7 @@
 """Where a run's metrics go: metrics.csv always, W&B and TensorBoard where configured."""
 
 import csv
+import io
 import logging
 import netrc
 import os
@@ -53,20 +54,32 @@ class History(Logger):
         new = [name for name in row if name not in self.columns]
         if new:
             self._rewrite(self._rows(), self.columns + new)
-        same = (row["epoch"], step) == (self._last.get("epoch"), self._last.get("step"))
-        with self.path.open("r+", newline="") as file:
-            if same:
-                row = self._last | row
-                file.truncate(self._last_at)
-            self._last, self._last_at = row, file.seek(0, os.SEEK_END)
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        if (row["epoch"], step) == (self._last.get("epoch"), self._last.get("step")):
+            row = self._last | row
+        else:
+            self._last_at = self.path.stat().st_size
+        self._last = row
+        line = io.StringIO()
+        csv.DictWriter(line, self.columns, restval="").writerow(row)
+        with self.path.open("r+b") as file:
+            file.seek(self._last_at)
+            file.write(line.getvalue().encode())  # in one piece: a kill leaves the old row or the new one
+            file.truncate()
 
     @rank_zero_only
-    def forget_from(self, epoch: int) -> None:
-        """Drops the rows of `epoch` and later ones: a resumed run writes them again."""
+    def go_on_from(self, epoch: int, batches: int, row: Mapping[str, float]) -> None:
+        """Makes the file what it was when the checkpoint of `epoch`, after `batches` in all, was written.
+
+        Rows of later epochs go: they are written again. `row` holds the epoch's metrics, which may be missing: they reach
+        the loggers only after the checkpoint is written.
+        """
         if self.columns:
-            rows = [row for row in self._rows() if row["epoch"] and float(row["epoch"]) < epoch]
+            rows = [row for row in self._rows() if row["epoch"] and float(row["epoch"]) < epoch + 1]
             self._rewrite(rows, self.columns)
+            if rows:
+                last = {name: value for name, value in rows[-1].items() if value}
+                self._last = last | {"epoch": int(float(last["epoch"])), "step": int(last["step"])}
+        self.log_metrics({"epoch": epoch, **row}, batches - 1)
 
     def _rows(self) -> list[dict[str, str]]:
         if not self.path.exists():

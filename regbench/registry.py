@@ -43,16 +43,18 @@ class Entry:
     module: str
     class_name: str
     path: Path
+    version: int = 1
     twins: tuple[Path, ...] = ()  # other files that claim the slug
 
 
-def register(slug: str, *, task: str, paper: Paper | None = None):
+def register(slug: str, *, task: str, paper: Paper | None = None, version: int = 1):
     """Marks a LightningModule class as the method `slug`. All arguments are literals: they are read as text.
 
     Args:
         slug: the file's name without `.py`; names the method on every shelf.
         task: a key of `TASKS`.
         paper: the source; None for a plain baseline without a paper.
+        version: raised when a change of the method changes its numbers: its finished runs are then run again.
     """
 
     def mark(cls):
@@ -101,6 +103,16 @@ def find(slug: str) -> Entry:
     return entry
 
 
+def family_version(entry: Entry) -> int:
+    """The constant VERSION of the method's family's base.py, raised when a change there changes numbers; else 1."""
+    base = entry.path.parent / "base.py"
+    if base.is_file():
+        for node in ast.parse(base.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "VERSION":
+                return ast.literal_eval(node.value)
+    return 1
+
+
 def load(slug: str) -> type:
     """Imports the method's module and returns its class. Raises UserError as `find` does."""
     entry = find(slug)
@@ -122,7 +134,7 @@ def _read(path: Path, module: str) -> Entry | None:
             name = getattr(call, "func", None)  # register, or registry.register
             if "register" in (getattr(name, "id", ""), getattr(name, "attr", "")):
                 try:
-                    slug, task, paper = _arguments(call)
+                    slug, task, paper, version = _arguments(call)
                     if slug != path.stem:
                         raise ValueError(f"the slug must be the file's name, {path.stem}")
                 except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -134,16 +146,17 @@ def _read(path: Path, module: str) -> Entry | None:
                 if task not in TASKS:
                     raise unknown(f"task in {path}:", task, TASKS)
                 claim = (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
-                return Entry(slug, task, paper, claim, module, node.name, path)
+                return Entry(slug, task, paper, claim, module, node.name, path, version)
     return None
 
 
-def _arguments(call: ast.Call) -> tuple[str, str, Paper | None]:
-    """(slug, task, paper) of `register(slug, task=..., paper=Paper(...) or None)`."""
+def _arguments(call: ast.Call) -> tuple[str, str, Paper | None, int]:
+    """(slug, task, paper, version) of `register(slug, task=..., paper=Paper(...) or None, version=...)`."""
     keywords = {k.arg: k.value for k in call.keywords}
     paper, written = None, keywords.get("paper")
     if isinstance(written, ast.Call):
         paper = Paper(**{k.arg: ast.literal_eval(k.value) for k in written.keywords})
     elif written is not None and ast.literal_eval(written) is not None:
         raise TypeError("paper is neither")
-    return ast.literal_eval(call.args[0]), ast.literal_eval(keywords["task"]), paper
+    version = ast.literal_eval(keywords["version"]) if "version" in keywords else 1
+    return ast.literal_eval(call.args[0]), ast.literal_eval(keywords["task"]), paper, version

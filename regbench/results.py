@@ -1,4 +1,4 @@
-"""What a run leaves behind: config.yaml and result.json, each written whole or not at all."""
+"""What a run leaves behind: result.json, written whole or not at all."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from regbench.files import write_whole
+
 PACKAGES = (
     "regbench",
     "torch",
@@ -20,13 +22,6 @@ PACKAGES = (
     "timm",
     "numpy",
 )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes beside the file and renames, so that a kill leaves the old file or the new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
@@ -65,6 +60,11 @@ def git_commit() -> str | None:
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def machine() -> str:
+    """The machine in words, e.g. "2 cores, x86_64"; its name is nobody's business."""
+    return f"{os.cpu_count()} cores, {platform.machine()}"
 
 
 def device_name(device: torch.device, processes: int) -> str:

@@ -5,11 +5,14 @@ rank). So a run that was stopped and resumed at an epoch boundary goes on bit fo
 the checkpoint.
 """
 
+from __future__ import annotations
+
 import hashlib
 import random
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # `streams` and `derive` serve where torch is not loaded
+    import torch
 
 STREAMS = ("data", "noise", "init", "order", "evaluation")
 
@@ -26,11 +29,16 @@ def derive(*parts: int | str) -> int:
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on `device` that starts at `derive(*parts)`."""
+    import torch
+
     return torch.Generator(device).manual_seed(derive(*parts))
 
 
 def seed_globals(*parts: int | str) -> None:
     """Seeds the global generators of Python, NumPy and torch (all devices) from `parts`."""
+    import numpy as np
+    import torch
+
     value = derive(*parts)
     random.seed(value)
     np.random.seed(value % 2**32)

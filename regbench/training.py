@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from rich.table import Table
 
 from regbench import backbones, registry, results, seeding
 from regbench.api import check_state
+from regbench.backbones.backbone import as_backbone
 from regbench.backbones.sync_batchnorm import synchronise_batchnorm
 from regbench.callbacks import EpochCheckpoint, LineProgress
 from regbench.checks import check, check_writable
 from regbench.composing import build, flat
 from regbench.data.module import ImageDataModule
 from regbench.errors import UserError
+from regbench.files import write_whole
+from regbench.identity import code_fingerprint
 from regbench.loggers import History, WandbPictures
 
 log = logging.getLogger("regbench")
@@ -36,12 +39,13 @@ log = logging.getLogger("regbench")
 HARMLESS = ("root", "workers", "eval_batch_size")  # keys of `dataset` that change no number
 
 
-def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
+def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = None) -> dict[str, float]:
     """Runs one configuration and returns the test metrics (`test/accuracy` and the like, fractions).
 
     Args:
         cfg: the composed configuration, see configs/train.yaml.
         run_dir: receives config.yaml, metrics.csv, checkpoints/ and result.json.
+        artifacts: role → checkpoint of the trained network that the method takes in this role.
 
     Raises:
         UserError: a mistake in the configuration, found before training starts wherever it can be.
@@ -62,12 +66,16 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     data.prepare_data()
     seeding.seed_globals(seeds["init"], "init")
     backbone = backbones.build(resolved["backbone"], shape=data.shape, num_classes=data.num_classes)
-    method = build_method(cfg, backbone, data.num_classes, seeds)
+    networks = {
+        role: load_network(path, data.shape, data.num_classes) for role, path in (artifacts or {}).items()
+    }
+    method = build_method(cfg, backbone, data.num_classes, seeds, networks)
     checkpoint = read_checkpoint(cfg.ckpt_path, method, resolved) if cfg.ckpt_path else None
 
     history = History(run_dir / "metrics.csv")
-    if checkpoint is not None:
-        history.forget_from(checkpoint["epoch"] + 1)
+    if checkpoint is not None and not cfg.test_only:
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+        history.go_on_from(checkpoint["epoch"], batches, checkpoint["regbench"].get("row", {}))
     checkpoints = EpochCheckpoint(
         run_dir / "checkpoints",
         **resolved["checkpoint"],
@@ -77,7 +85,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         pictures = [WandbPictures(lg, data.class_names) for lg in loggers if isinstance(lg, WandbLogger)]
         trainer = build_trainer(cfg, method, run_dir, [history, *loggers], [checkpoints, *pictures])
         if trainer.is_global_zero:
-            results.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+            write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
             size = sum(p.numel() for p in method.parameters()) / 1e6
             network = f"{resolved['backbone']['name']}, {size:.2f} M parameters"
             log.info("%s\n%s on %s, in %s", describe_data(data.describe()), method.slug, network, run_dir)
@@ -103,15 +111,18 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
                 "tested": [str(path) for path in inside],
                 "data": data.describe(),
                 "device": results.device_name(trainer.strategy.root_device, trainer.world_size),
+                "machine": results.machine(),
                 "precision": cfg.accelerator.precision,
                 "versions": results.versions(),
                 "git_commit": results.git_commit(),
+                "code": code_fingerprint(method.slug),
                 "duration_s": round(time.perf_counter() - start, 3),
             }
             results.write_result(run_dir / "result.json", result)
             for picture in pictures:
                 picture.log_result(metrics, method.confusion)
-            show_metrics(metrics, candidates)
+            if cfg.progress != "none":
+                show_metrics(metrics, candidates)
     return metrics
 
 
@@ -150,11 +161,41 @@ def describe_data(data: dict[str, Any]) -> str:
     return f"{line} {data['notes']}".strip()
 
 
+def load_network(path: Path, shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
+    """The trained network of a run's checkpoint, in evaluation mode and without gradients.
+
+    Raises:
+        UserError: the file is no checkpoint of RegBench, or of a network for other images or classes.
+    """
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        config = checkpoint["regbench"]["config"]["backbone"]
+        prefix = "backbone."
+        state = {
+            k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)
+        }
+    except Exception as error:
+        raise UserError(f"{path} is no checkpoint of RegBench ({type(error).__name__}: {error}).") from error
+    network = as_backbone(backbones.build(config, shape=shape, num_classes=num_classes))
+    check_state(network, state, str(path))
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
 def build_method(
-    cfg: DictConfig, backbone: torch.nn.Module, num_classes: int, seeds: dict[str, int]
+    cfg: DictConfig,
+    backbone: torch.nn.Module,
+    num_classes: int,
+    seeds: dict[str, int],
+    networks: Mapping[str, torch.nn.Module],
 ) -> pl.LightningModule:
     """The LightningModule of `cfg.regularizer` with the optimiser and the schedule of the configuration."""
     cls = registry.load(cfg.regularizer.name)
+    if set(networks) != set(cls.artifacts):
+        raise UserError(
+            f"regularizer={cfg.regularizer.name} starts from {', '.join(cls.artifacts) or 'no artifact'}, but artifacts "
+            f"names {', '.join(networks) or 'none'}."
+        )
     options = OmegaConf.to_container(cfg.regularizer, resolve=True)
     options.pop("name")
     if cfg.optimizer is not None:
@@ -168,7 +209,7 @@ def build_method(
     if cfg.scheduler is not None:
         options["scheduler"] = OmegaConf.to_container(cfg.scheduler, resolve=True)
     method = cls(backbone, num_classes, seed=seeds["order"], clip=cfg.trainer.gradient_clip_val,
-                 accumulate=cfg.trainer.accumulate_grad_batches, **options)  # fmt: skip
+                 accumulate=cfg.trainer.accumulate_grad_batches, **options, **networks)  # fmt: skip
     channels_last = cfg.accelerator.channels_last
     if method.backbone.channels_last if channels_last == "auto" else channels_last:
         method = method.to(memory_format=torch.channels_last)
@@ -290,9 +331,13 @@ def check_accelerator(node: DictConfig) -> None:
 def world_size(node: DictConfig) -> int:
     """Number of processes that the accelerator's configuration asks for."""
     devices = len(node.devices) if OmegaConf.is_list(node.devices) else node.devices
+    if not isinstance(devices, int):
+        raise UserError(
+            f"accelerator.devices={devices}: it is a number of devices, -1 for all, or a list such as [0,2]."
+        )
     if devices == -1:
         devices = torch.cuda.device_count()
-    return int(devices) * node.num_nodes
+    return devices * node.num_nodes
 
 
 def _quieten_libraries() -> None:

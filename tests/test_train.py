@@ -162,6 +162,19 @@ def test_history_merges_a_step_and_forgets_what_a_resumed_run_writes_again(tmp_p
     ]
     assert history(tmp_path) == expected
     reopened = History(tmp_path / "metrics.csv")
-    reopened.forget_from(1)
+    reopened.go_on_from(0, 10, {"a": 1.0, "b": 2.0})
     reopened.log_metrics({"epoch": 1, "a": 5.0}, step=19)
     assert history(tmp_path) == [expected[0], {"epoch": "1", "step": "19", "a": "5.0", "b": ""}]
+
+
+def test_history_gets_the_checkpoints_row_where_a_kill_came_before_it_was_logged(tmp_path):
+    log = History(tmp_path / "metrics.csv")
+    log.log_metrics({"epoch": 0, "val/a": 1.0}, step=9)
+    log.log_metrics({"epoch": 0, "b": 2.0}, step=9)
+    log.log_metrics({"epoch": 1, "val/a": 3.0}, step=19)  # killed before b of epoch 1
+    reopened = History(tmp_path / "metrics.csv")
+    reopened.go_on_from(1, 20, {"val/a": 3.0, "b": 4.0})
+    assert history(tmp_path) == [
+        {"epoch": "0", "step": "9", "val/a": "1.0", "b": "2.0"},
+        {"epoch": "1", "step": "19", "val/a": "3.0", "b": "4.0"},
+    ]

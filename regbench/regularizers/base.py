@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -30,7 +30,13 @@ class Method(pl.LightningModule):
         seed: fixes every random number that the method draws.
         clip: for methods with manual optimisation, the largest gradient norm; None clips nothing.
         accumulate: for methods with manual optimisation, batches for each optimiser step.
+
+    Attributes:
+        artifacts: roles of the trained networks that the method starts from, e.g. ("teacher",). Each is a keyword
+            argument of its constructor, and a key of the configuration's `artifacts`, which says where it comes from.
     """
+
+    artifacts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -16,6 +16,10 @@ from regbench.functional.mixing import Draw
 from regbench.metrics.classification import classification_metrics
 from regbench.regularizers.base import Method, batch_fields
 
+VERSION = (
+    1  # raised when a change in this file changes numbers: the family's finished runs are then run again
+)
+
 
 class Partner(NamedTuple):
     """What the images of a batch were mixed with.

@@ -1,0 +1,137 @@
+"""What makes a run itself: the part of a resolved configuration that can change its numbers, and a hash of it.
+
+Two configurations with the same identity are one run, whoever asks for it: tables share it, and it is never run twice.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from regbench import registry, seeding
+from regbench.composing import flat
+
+# What `training.run` reads of a configuration. Other keys (`run_name`, `runs_dir`, an experiment's tables of values) only
+# lead to these, or say where things lie and what is shown.
+PARTS = (
+    "dataset",
+    "backbone",
+    "optimizer",
+    "scheduler",
+    "regularizer",
+    "accelerator",
+    "trainer",
+    "checkpoint",
+    "callbacks",
+)
+HARMLESS = (  # keys in those parts, with all below them, that change no number, or only through the data's content
+    "dataset.root",
+    "dataset.load",
+    "dataset.fields",
+    "dataset.workers",
+    "dataset.eval_batch_size",
+    "dataset.shape",
+    "accelerator.name",
+    "trainer.log_every_n_steps",
+)
+# Keys that were added after runs had been made, at the value that leaves a run as it was without them: a run that has
+# this value keeps its hash.
+NEUTRAL: dict[str, Any] = {}
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, interpolations resolved; several times as fast as OmegaConf's own way, which
+    visits every node: here only the interpolated ones are asked for.
+    """
+    raw = OmegaConf.to_container(cfg, resolve=False)
+
+    def walk(node: Any, path: str) -> Any:
+        if isinstance(node, dict):
+            return {key: walk(value, f"{path}.{key}" if path else str(key)) for key, value in node.items()}
+        if isinstance(node, list):
+            return [walk(value, f"{path}[{i}]") for i, value in enumerate(node)]
+        if isinstance(node, str) and "${" in node:
+            value = OmegaConf.select(cfg, path, throw_on_missing=True)
+            return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        return node
+
+    return walk(raw, "")
+
+
+def identity(config: Mapping[str, Any], data: str, artifacts: Mapping[str, str]) -> dict[str, Any]:
+    """What is hashed, as plain values.
+
+    Args:
+        config: a resolved configuration.
+        data: fingerprint of the data's content.
+        artifacts: role → hash of what the run starts from.
+    """
+    values = flat({part: config[part] for part in PARTS if config.get(part) is not None})
+    values = {
+        key: value
+        for key, value in values.items()
+        if not any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+    }
+    for key, neutral in NEUTRAL.items():
+        if key in values and values[key] == neutral:
+            del values[key]
+    entry = registry.find(config["regularizer"]["name"])
+    return {
+        "config": values,
+        "seeds": seeding.streams(config["seed"], config["seeds"]),
+        "data": data,
+        "artifacts": dict(artifacts),
+        "versions": {"method": entry.version, "family": registry.family_version(entry)},
+    }
+
+
+def hash_of(identity: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits: the name of the run's folder.
+
+    >>> hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}), hash_of({"a": 1}) == hash_of({"a": 1.0})
+    (True, False)
+    """
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code_fingerprint(slug: str) -> str:
+    """A hash of the code that makes the numbers of a method's runs: shared code, its family's base, its own file.
+
+    It is of the syntax trees without docstrings, so that comments, layout and documentation don't count.
+    """
+    root = Path(__file__).parent
+    entry = registry.find(slug)
+    files = [root / name for name in ("training.py", "callbacks.py", "schedules.py", "seeding.py")]
+    for folder in ("functional", "data", "backbones", "metrics"):
+        files += (root / folder).rglob("*.py")
+    files += [root / "regularizers" / "base.py", entry.path.parent / "base.py", entry.path]
+    package = entry.path.parents[2]
+    if package != root:  # a plug-in's own parts
+        files += (
+            path for path in package.rglob("*.py") if "regularizers" not in path.relative_to(package).parts
+        )
+    digest = hashlib.sha256()
+    for path in sorted(set(files), key=str):
+        if path.is_file():
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list) and body and _is_docstring(body[0]):
+                    body[0] = ast.Pass()
+            digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

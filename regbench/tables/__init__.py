@@ -1,0 +1,1 @@
+"""Paper tables: spec, plan, sweep, measured cells, verdicts and reports."""
