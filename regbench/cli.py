@@ -17,6 +17,28 @@ for example:
   regbench list --search mix
   regbench info decoupled_mixup
   regbench train regularizer=decoupled_mixup dataset=mnist5k trainer.max_epochs=5
+  regbench reproduce table=decoupled_mixup/cifar100 scale=small
+"""
+REPRODUCE_HELP = """\
+Runs what is left of a paper's table and shows the published values beside the measured ones.
+
+  regbench reproduce table=<slug>/<table> scale=small          (python scripts/reproduce.py is the same)
+
+  table=        which table; `regbench tables` lists them
+  scale=small   smoke (seconds), small (minutes a cell on two CPU cores), paper, or what else the table has
+  seeds=        a number of seeds, or a list such as [0,1,2], in place of the table's
+  only=         some cells: row/column, a row or a column; several with commas
+  dry_run=true  print each cell's command lines
+  two_steps=true  try two steps of each run on random images of the data's shape
+  status=true   what is done, running, failed and left, and the time still needed
+  retries=1     how often a run that failed is tried again
+  rerun=        run again: failed, stale (made by other code than this), or all
+  runs_dir=runs/tables  where runs lie; a run that is finished there is never run again
+  reports_dir=reports   where the report goes
+  hydra/launcher=joblib hydra.launcher.n_jobs=2   which Hydra launcher runs them, and its options
+
+Anything else is an override of every run, e.g. dataset.root=<folder>, accelerator=gpu, logger=none.
+A sweep may be stopped at any moment; the same command goes on with it.
 """
 
 
@@ -25,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return train(argv[1:])
+    if argv[:1] == ["reproduce"]:
+        return reproduce(argv[1:])
     parser = argparse.ArgumentParser(
         prog="regbench",
         description="Regularization papers' methods behind one command.",
@@ -34,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"regbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train and test a method (regbench train --help)")
+    commands.add_parser("reproduce", help="run a paper's table and report it (regbench reproduce --help)")
+    commands.add_parser("tables", help="the tables, with their scales")
     listing = commands.add_parser("list", help="the methods")
     listing.add_argument("--task", help="only methods of this task")
     listing.add_argument(
@@ -60,6 +86,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         catalogue.show_list(args.task, args.search)
     elif args.command == "info":
         catalogue.show_info(args.slug)
+    elif args.command == "tables":
+        from regbench.tables.listing import show_tables
+
+        show_tables()
     elif args.command == "cite":
         print(catalogue.bibtex(args.slug))
     elif args.command == "new":
@@ -73,6 +103,59 @@ def train(argv: list[str] | None = None) -> int:
     """`regbench train` and `python train.py`: hands Hydra's composed configuration to `regbench.training.run`."""
     argv = sys.argv[1:] if argv is None else argv
     return guard(lambda: _train(argv), debug="debug=true" in argv)
+
+
+def reproduce(argv: list[str] | None = None) -> int:
+    """`regbench reproduce` and `scripts/reproduce.py`: hands the request to Hydra's sweeper `regbench`."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or set(argv) & {"-h", "--help"}:
+        print(REPRODUCE_HELP)
+        return 0 if argv else USAGE_ERROR
+    debug = "debug=true" in argv
+    argv = [argument for argument in argv if not argument.startswith("debug=")]
+    return guard(lambda: _train(sweeper_arguments(argv)), debug=debug)
+
+
+def sweeper_arguments(argv: list[str]) -> list[str]:
+    """`table=… scale=… <overrides>` as the arguments by which Hydra starts the sweeper.
+
+    Raises:
+        UserError: an option that the sweeper does not have, or no table.
+
+    >>> sweeper_arguments(["table=a/b", "only=x/y,z", "dataset.root=data", "hydra/launcher=joblib"])[4:]
+    ["hydra.sweeper.only=['x/y','z']", 'hydra/launcher=joblib', "hydra.sweeper.overrides=['dataset.root=data']"]
+    """
+    from dataclasses import fields
+
+    from regbench.tables.plan import hydra_list
+    from regbench.tables.sweep import Request
+
+    options = {field.name for field in fields(Request)} - {"overrides"}
+    own, overrides = [], []
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        if key == "only":
+            own.append(f"hydra.sweeper.only={hydra_list(value.strip('[]').split(','))}")
+        elif key in options:
+            own.append(f"hydra.sweeper.{key}={value}")
+        elif key.startswith(("hydra/", "hydra.", "+hydra", "-")):
+            own.append(argument)
+        else:
+            overrides.append(argument)
+    if not any(argument.startswith("table=") for argument in argv):
+        raise UserError("Which table? Give table=<slug>/<table>; `regbench tables` lists them.")
+    quiet = (
+        []
+        if any("hydra_logging" in argument for argument in own)
+        else ["hydra.hydra_logging.root.level=WARNING"]
+    )
+    return [
+        "--multirun",
+        "hydra/sweeper=regbench",
+        *quiet,
+        *own,
+        f"hydra.sweeper.overrides={hydra_list(overrides)}",
+    ]
 
 
 def guard(call: Callable[[], int | None], *, debug: bool) -> int:

@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 ROUNDING = 1e-6  # metrics come from float32: a spread below this share of the values is rounding, not spread
-SINGLE_DECIMALS = {
-    "percent": 1,
-    "fraction": 3,
-}  # where no spread is known; other units get three significant digits
+SINGLE_DECIMALS = {"percent": 1, "fraction": 3}  # with no known spread; other units: three significant digits
 
 
 class Summary(NamedTuple):

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from regbench.errors import UserError
 from regbench.files import write_whole
+from regbench.locks import Lock
 
 DONE, FAILED, RUNNING, INTERRUPTED, LEFT = "done", "failed", "running", "interrupted", "left"
 RESULT_KEYS = ("metrics", "seed", "config", "duration_s")
@@ -27,9 +26,9 @@ class RunFolder:
     path: Path
 
     @property
-    def lock(self) -> FileLock:
-        """Held by the process that runs it; the system lets it go when that process ends, however it ends."""
-        return FileLock(self.path / ".lock")
+    def lock(self) -> Lock:
+        """A new holder of the run's lock, which the process that runs it has."""
+        return Lock(self.path / ".lock")
 
     def result(self) -> dict[str, Any] | None:
         """What result.json holds; None where there is none.
@@ -93,11 +92,10 @@ class RunFolder:
         """Whether a process is at work in the folder."""
         if not (self.path / ".lock").exists():
             return False
-        try:
-            with self.lock.acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+        lock = self.lock
+        free = lock.acquire()
+        lock.release()
+        return not free
 
     def epochs_done(self) -> int:
         """Whole epochs of a run that is not finished, as metrics.csv has them."""

@@ -1,0 +1,98 @@
+"""What a run starts from: trained networks that other runs make, or checkpoints from elsewhere.
+
+A configuration's `artifacts` maps a role (the method says which it has) to {overrides: [...]}, the overrides of the run that
+makes it, or to {file: ..., sha256: ...}. A run is made once in a folder of runs, whoever asks for it.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from regbench.composing import compose_config
+from regbench.errors import UserError
+from regbench.identity import hash_of, identity, resolve
+from regbench.runs import RunFolder
+
+log = logging.getLogger("regbench")
+
+
+def fingerprint_of(dataset: Mapping[str, Any]) -> str:
+    """The fingerprint of a dataset's content. Reads it, or its cache; downloads it where it has to.
+
+    Args:
+        dataset: a resolved config of the group `dataset`.
+    """
+    from hydra.utils import get_object
+
+    options = dict(dataset["load"])
+    return get_object(options.pop("_target_"))(dataset.get("root"), **options).fingerprint
+
+
+def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]], Any]) -> dict[str, Path]:
+    """role → checkpoint, for each artifact of a configuration; a run that is missing is made first, and this is said.
+
+    Args:
+        cfg: a composed configuration.
+        run: makes a run in a folder, e.g. `regbench.training.run`.
+
+    Raises:
+        UserError: a file that is missing or has another checksum.
+    """
+    found = {}
+    for role, node in cfg.artifacts.items():
+        if node.get("file") is not None:
+            found[role] = _checked(role, Path(node.file), node.get("sha256"))
+            continue
+        if not node.get("overrides"):
+            raise UserError(
+                f"artifacts.{role} needs overrides (of the run that makes it), or file and sha256 (of a checkpoint)."
+            )
+        maker = _maker(cfg, node)
+        folder = RunFolder(Path(cfg.runs_dir).absolute() / (node.get("run") or _hash(maker)))
+        with folder.lock:  # waits where another process is making it
+            result = folder.result()
+            if result is None:
+                log.info("The %s is not there yet: it is trained first, in %s.", role, folder.path)
+                if folder.checkpoint():
+                    maker.ckpt_path = str(folder.checkpoint())
+                run(maker, folder.path, obtain(maker, run))
+                result = folder.result()
+        found[role] = folder.path / result["tested"][0]
+    return found
+
+
+def _maker(cfg: DictConfig, node: DictConfig) -> DictConfig:
+    """The maker's configuration, with the places and the display of the run that asks for it."""
+    maker = compose_config([*node.overrides])
+    maker.runs_dir, maker.progress, maker.debug = cfg.runs_dir, cfg.progress, cfg.debug
+    if maker.dataset.root is None:
+        maker.dataset.root = cfg.dataset.root
+    maker.logger = OmegaConf.create({})  # its W&B run would be a second one in this process
+    return maker
+
+
+def _hash(maker: DictConfig) -> str:
+    config = resolve(maker)
+    starts_from = {
+        role: node.get("sha256") or node.get("run") or _hash(compose_config([*node["overrides"]]))
+        for role, node in config["artifacts"].items()
+    }
+    return hash_of(identity(config, fingerprint_of(config["dataset"]), starts_from))
+
+
+def _checked(role: str, path: Path, sha256: str | None) -> Path:
+    """The file, where its checksum is the one that is asked for."""
+    if not path.is_file():
+        raise UserError(f"artifacts.{role}.file={path} is no file.")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"artifacts.{role}.file={path} has the checksum {found}, not {sha256}. Set artifacts.{role}.sha256 to it if "
+            "this is the file that you mean."
+        )
+    return path
