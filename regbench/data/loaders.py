@@ -11,6 +11,7 @@ the split}; - `len(loader)` is the number of batches, the same on every rank;
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regbench import seeding
@@ -74,8 +75,23 @@ class EpochPlan:
         return values[:, self.rank :: self.world].contiguous()
 
 
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (B, C, H, W) → uint8 (B, C, *size): bilinear, antialiased where it shrinks, as PIL does it.
+
+    Images that have the size already come back as they are. In float32 on every device, since torch's uint8
+    kernel is the CPU's alone and rounds otherwise.
+    """
+    if images.shape[-2:] == size:
+        return images
+    values = F.interpolate(images.to(torch.float32), size=size, mode="bilinear", antialias=True)
+    return values.round_().to(torch.uint8)
+
+
 class TrainLoader(Loader):
-    """Shuffled and augmented training batches of a split whose images are on the device."""
+    """Shuffled and augmented training batches of a split whose images are on the device.
+
+    Images are brought to `plan.size` first, so that augmentation counts in the network's pixels.
+    """
 
     def __init__(self, split: Split, plan: EpochPlan, normalization: tuple[Tensor, Tensor]):
         super().__init__(plan.batches)
@@ -91,7 +107,8 @@ class TrainLoader(Loader):
         draws = {name: values.to(device) for name, values in self.plan.draws(epoch).items()}
         for i in range(self.batches):
             rows = {name: values[i] for name, values in draws.items()}
-            image = apply(images.index_select(0, order[i]), self.plan.augment, rows, *self.normalization)
+            image = resized(images.index_select(0, order[i]), self.plan.size)
+            image = apply(image, self.plan.augment, rows, *self.normalization)
             yield {"image": image, "label": labels[i], "index": order[i]}
 
 
@@ -102,18 +119,29 @@ class EvalLoader(Loader):
     Args:
         split: images on the device; at least `world` samples.
         batch_size: of all ranks together; batches are as even as they can be, so most are a little smaller.
+        size: (H, W) that the images are brought to; None leaves them as they are.
     """
 
-    def __init__(self, split: Split, batch_size: int, normalization: tuple[Tensor, Tensor], rank=0, world=1):
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        normalization: tuple[Tensor, Tensor],
+        rank: int = 0,
+        world: int = 1,
+        size: tuple[int, int] | None = None,
+    ):
         self.chunks = even_batches(len(split), batch_size, rank, world)
         super().__init__(len(self.chunks))
         self.split, self.normalization = split, normalization
+        self.size = size or tuple(split.images.shape[-2:])
 
     def __iter__(self) -> Iterator[Batch]:
         device = self.split.images.device
         for chunk in self.chunks:
             index = chunk.to(device)
-            image = normalize(self.split.images.index_select(0, index), *self.normalization)
+            image = resized(self.split.images.index_select(0, index), self.size)
+            image = normalize(image, *self.normalization)
             yield {"image": image, "label": self.split.labels[index], "index": index}
 
 

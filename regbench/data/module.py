@@ -27,7 +27,8 @@ class ImageDataModule(pl.LightningDataModule):
         seeds: stream → seed (`regbench.seeding.streams`). Only "order" is used: it fixes the order of the
             training batches and their augmentation. The splits never depend on a seed.
 
-    Attributes: num_classes, shape (C, H, W) of a batch's images, class_names.
+    Attributes: num_classes, shape (C, H, W) of a batch's images, class_names. Sets in memory keep their own
+    size there; their batches are resized to `image_size` on the device.
     """
 
     def __init__(self, node: Mapping[str, Any] | DictConfig, seeds: Mapping[str, int]):
@@ -122,9 +123,10 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        if self.sets.train.streams:
-            return (3, self.node["image_size"], self.node["image_size"])
-        return tuple(self.sets.train.images.shape[1:])
+        train, size = self.sets.train, self.node.get("image_size")
+        if size is None:
+            return tuple(train.images.shape[1:])
+        return (3 if train.streams else train.images.shape[1], size, size)
 
     @cached_property
     def mean_std(self) -> tuple[list[float], list[float]]:
@@ -180,7 +182,7 @@ class ImageDataModule(pl.LightningDataModule):
         if split.streams:
             size, workers, device = node["image_size"], node["workers"], torch.device(device)
             return EvalStream(split, node["eval_batch_size"], scale_bias, size, workers, device, rank, world)
-        return EvalLoader(split, node["eval_batch_size"], scale_bias, rank, world)
+        return EvalLoader(split, node["eval_batch_size"], scale_bias, rank, world, self.shape[1:])
 
     def _split(self, name: str, device: torch.device | str) -> Split:
         """The split with its tensors on the device; copied there once."""

@@ -131,11 +131,14 @@ def _plan(table: Table, request: Request, composer: Composer, *, read_data: bool
 
 
 def _waves(plan: Plan) -> list[list[str]]:
-    """The runs' keys in groups, each of which starts only from runs of earlier groups."""
+    """The runs' keys in groups, each of which starts only from runs of earlier groups. Within a group the first seed comes
+    first: the whole table is there early, and then gains seeds.
+    """
     level: dict[str, int] = {}
     for key, run in plan.runs.items():  # makers come before users
         level[key] = 1 + max((level[maker] for maker in run.makers.values()), default=-1)
-    return [[key for key in level if level[key] == at] for at in range(max(level.values(), default=-1) + 1)]
+    by_seed = sorted(level, key=lambda key: plan.runs[key].seed)
+    return [[key for key in by_seed if level[key] == at] for at in range(max(level.values(), default=-1) + 1)]
 
 
 def _run_wave(wave: list[str], plan: Plan, request: Request, runs_dir: Path, launch: Launch) -> None:

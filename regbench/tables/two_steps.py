@@ -1,0 +1,49 @@
+"""Two training steps of a planned run, to see that it works before it is queued: minutes instead of days."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import OmegaConf, open_dict
+
+from regbench.tables.plan import PlannedRun
+
+STEPS = 2
+BATCH = 2
+
+
+def two_steps(run: PlannedRun, folder: Path, artifacts: Mapping[str, Path] | None = None) -> dict[str, float]:
+    """Trains a run for two steps of two images, then validates and tests it on a batch; returns the test metrics.
+
+    The images are random, of the shape and the number of classes that the dataset's config declares, so nothing is
+    read or downloaded. A set that declares no shape uses its own data: those that ship with a package. The network,
+    the method, the optimiser and the accelerator are the run's own; its schedule has no warm-up, which would last
+    longer than two steps.
+
+    Args:
+        folder: becomes the run's folder.
+        artifacts: role → checkpoint of a trained network, as `regbench.training.run` takes them.
+
+    Raises:
+        UserError: what the run itself would raise.
+    """
+    from regbench import training
+
+    cfg = OmegaConf.create(run.config)
+    dataset = cfg.dataset
+    with open_dict(cfg):
+        if dataset.shape is not None:
+            dataset.load = {
+                "_target_": "regbench.data.random_images.load_random_images",
+                "shape": dataset.shape,
+                "num_classes": dataset.num_classes,
+                "sizes": [STEPS * BATCH, BATCH, BATCH],
+            }
+            dataset.train_size = None
+        dataset.batch_size = dataset.eval_batch_size = BATCH
+        cfg.trainer.update(max_epochs=1, limit_train_batches=STEPS, limit_val_batches=1, limit_test_batches=1)
+        cfg.trainer.update(check_val_every_n_epoch=1, accumulate_grad_batches=1)
+        cfg.checkpoint.select = "last"
+        if cfg.scheduler is not None and "warmup_epochs" in cfg.scheduler:
+            cfg.scheduler.warmup_epochs = 0
+        cfg.logger, cfg.progress = {}, "none"
+    return training.run(cfg, folder, artifacts)
