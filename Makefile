@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.regbench-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench
+.PHONY: help setup demo test lint format bench reproduce site
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -29,6 +29,12 @@ lint: setup  ## check style and format
 format: setup  ## mend style and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+reproduce: setup  ## run a table and report it: make reproduce TABLE=decoupled_mixup/cifar100 SCALE=smoke
+	@$(BIN)/python scripts/reproduce.py table=$(TABLE) scale=$(or $(SCALE),small)
+
+site: setup  ## build the static site over all papers and tables in site/
+	@$(BIN)/regbench site
 
 bench: setup  ## measure speed and memory against a bare PyTorch loop
 	@$(BIN)/python benchmarks/run.py

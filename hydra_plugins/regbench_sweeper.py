@@ -1,7 +1,7 @@
 """The Hydra sweeper `regbench`: runs a table, on whichever Hydra launcher is chosen.
 
-`python scripts/reproduce.py table=…` chooses it; so does `train.py --multirun hydra/sweeper=regbench hydra.sweeper.table=…`.
-Hydra reads every plug-in at each start, so what it needs is imported where it is used.
+`python scripts/reproduce.py table=…` chooses it; so does `train.py --multirun hydra/sweeper=regbench
+hydra.sweeper.table=…`. Hydra reads every plug-in at each start, so what it needs is imported where it is used.
 """
 
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ class TableSweeperConf:
     dry_run: bool = False
     status: bool = False
     two_steps: bool = False
+    publish: bool = False  # also into docs/results and the paper's page
     runs_dir: str = "runs/tables"
     reports_dir: str = "reports"
     overrides: list[str] = field(default_factory=list)  # of every run

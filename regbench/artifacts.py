@@ -1,7 +1,7 @@
 """What a run starts from: trained networks that other runs make, or checkpoints from elsewhere.
 
-A configuration's `artifacts` maps a role (the method says which it has) to {overrides: [...]}, the overrides of the run that
-makes it, or to {file: ..., sha256: ...}. A run is made once in a folder of runs, whoever asks for it.
+A configuration's `artifacts` maps a role (the method says which it has) to {overrides: [...]}, the overrides
+of the run that makes it, or to {file: ..., sha256: ...}. A run is made once in a folder of runs, whoever asks for it.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ def _checked(role: str, path: Path, sha256: str | None) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise UserError(
-            f"artifacts.{role}.file={path} has the checksum {found}, not {sha256}. Set artifacts.{role}.sha256 to it if "
-            "this is the file that you mean."
+            f"artifacts.{role}.file={path} has the checksum {found}, not {sha256}. If this is the file that you mean, "
+            f"set artifacts.{role}.sha256 to it."
         )
     return path

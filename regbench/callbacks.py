@@ -36,7 +36,8 @@ class EpochCheckpoint(Checkpoint):
         self.best = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # last.ckpt comes last: a run that is killed between two files goes on from the epoch before and writes them again.
+        # last.ckpt comes last: a run that is killed between two files goes on from the epoch before and writes
+        # them again.
         if self.select == "best_val" and self._improved(trainer):
             self._save(trainer, "best.ckpt")
         first = trainer.max_epochs - LAST_EPOCHS

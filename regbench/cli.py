@@ -35,6 +35,7 @@ Runs what is left of a paper's table and shows the published values beside the m
   rerun=        run again: failed, stale (made by other code than this), or all
   runs_dir=runs/tables  where runs lie; a run that is finished there is never run again
   reports_dir=reports   where the report goes
+  publish=true  write the results into docs/results and the paper's page too (in a checkout)
   hydra/launcher=joblib hydra.launcher.n_jobs=2   which Hydra launcher runs them, and its options
 
 Anything else is an override of every run, e.g. dataset.root=<folder>, accelerator=gpu, logger=none.
@@ -60,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("train", help="train and test a method (regbench train --help)")
     commands.add_parser("reproduce", help="run a paper's table and report it (regbench reproduce --help)")
     commands.add_parser("tables", help="the tables, with their scales")
+    site = commands.add_parser("site", help="a static site over all papers and tables")
+    site.add_argument(
+        "folder", type=Path, nargs="?", default=Path("site"), help="where it goes (default: site)"
+    )
+    site.add_argument("--results", type=Path, action="append", default=[],
+                      help="a folder with further results, such as reports; may be given several times")  # fmt: skip
     listing = commands.add_parser("list", help="the methods")
     listing.add_argument("--task", help="only methods of this task")
     listing.add_argument(
@@ -87,9 +94,13 @@ def _dispatch(args: argparse.Namespace) -> int:
     elif args.command == "info":
         catalogue.show_info(args.slug)
     elif args.command == "tables":
-        from regbench.tables.listing import show_tables
+        from regbench.tables.published import show_tables
 
         show_tables()
+    elif args.command == "site":
+        from regbench.tables.published import make_site
+
+        print(make_site(args.folder, args.results))
     elif args.command == "cite":
         print(catalogue.bibtex(args.slug))
     elif args.command == "new":
@@ -202,7 +213,7 @@ def _train(argv: list[str]) -> None:
             raise
         if isinstance(error, yaml.YAMLError):
             raise UserError(f"A config file is no YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(error, OSError):
+        if isinstance(error, HydraException | OmegaConfBaseException):
             raise explain(error, argv) from error
         if error.filename is None:
             raise

@@ -17,6 +17,12 @@ from regbench.errors import UserError, unknown
 from regbench.paths import configs_dir
 
 RESUME = "resume="
+HINTS = {  # group → what to say where a config of it is not found
+    "backbone": "A timm model is backbone=timm backbone.model_name=<name>.",
+    "hydra/launcher": "The others come with pip install 'regbench[joblib]', 'regbench[ray]' and 'regbench[slurm]' "
+    "(submitit_slurm, submitit_local).",
+    "hydra/sweeper": "Optuna's comes with pip install 'regbench[optuna]'.",
+}
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -65,7 +71,7 @@ def explain(error: HydraException | OmegaConfBaseException, argv: list[str]) -> 
     """A composition error as a UserError that names the nearest options."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        hint = "A timm model is backbone=timm backbone.model_name=<name>." if group == "backbone" else ""
+        hint = HINTS.get(group, "")
         return unknown(group, name, [o for o in error.options if not o.startswith("_")], hint)
     key = re.search(
         r"Could not (?:override|append to config|delete from config)[^'\"]*['\"]([\w.@/]+)", str(error)

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from regbench import registry, seeding
 from regbench.composing import flat
 
-# What `training.run` reads of a configuration. Other keys (`run_name`, `runs_dir`, an experiment's tables of values) only
-# lead to these, or say where things lie and what is shown.
+# What `training.run` reads of a configuration. Other keys (`run_name`, `runs_dir`, an experiment's tables of
+# values) only lead to these, or say where things lie and what is shown.
 PARTS = (
     "dataset",
     "backbone",

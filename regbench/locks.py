@@ -1,4 +1,4 @@
-"""A lock between processes, on a file. The system lets it go when the last process that has it open ends, however it ends."""
+"""A lock between processes, on a file. The system lets it go when the last process that holds it ends, in any way."""
 
 import fcntl
 from pathlib import Path
@@ -7,8 +7,8 @@ from pathlib import Path
 class Lock:
     """An exclusive lock on a file (flock; over NFS too on Linux). Not reentrant: each `Lock` is a holder of its own.
 
-    Not the library filelock: a child process that goes on with the work has to keep the lock when its parent is killed, so
-    the open file must be one that can be handed on (`subprocess.Popen(..., pass_fds=[lock.fileno()])`).
+    Not the library filelock: a child process that goes on with the work has to keep the lock when its parent
+    is killed, so the open file must be one that can be handed on (`subprocess.Popen(..., pass_fds=[lock.fileno()])`).
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "lock"
@@ -22,7 +22,7 @@ class Lock:
         self._file = None
 
     def acquire(self, *, wait: bool = False) -> bool:
-        """Takes the lock; False where another holds it and `wait` is false. Makes the file and its folder where missing."""
+        """Takes the lock; False where another holds it and `wait` is false. Makes the file where it is missing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("a")
         try:

@@ -70,8 +70,8 @@ class History(Logger):
     def go_on_from(self, epoch: int, batches: int, row: Mapping[str, float]) -> None:
         """Makes the file what it was when the checkpoint of `epoch`, after `batches` in all, was written.
 
-        Rows of later epochs go: they are written again. `row` holds the epoch's metrics, which may be missing: they reach
-        the loggers only after the checkpoint is written.
+        Rows of later epochs go: they are written again. `row` holds the epoch's metrics, which may be missing:
+        they reach the loggers only after the checkpoint is written.
         """
         if self.columns:
             rows = [row for row in self._rows() if row["epoch"] and float(row["epoch"]) < epoch + 1]
@@ -110,6 +110,21 @@ def logged_in_to_wandb() -> bool:
         return False
 
 
+def wandb_mode(mode: str) -> str:
+    """`logger.wandb.mode` as W&B takes it: auto is online when somebody is logged in, else offline.
+
+    Raises:
+        UserError: it is none of auto, online, offline.
+    """
+    if mode not in ("auto", "online", "offline"):
+        raise UserError(
+            f"logger.wandb.mode={mode} is none of auto, online, offline. Use logger=none to log nothing."
+        )
+    if mode == "auto":
+        return os.environ.get("WANDB_MODE") or ("online" if logged_in_to_wandb() else "offline")
+    return mode
+
+
 def wandb_logger(
     run_dir: Path, *, project: str, entity: str | None, name: str, group: str, tags: list[str], mode: str
 ):
@@ -119,12 +134,7 @@ def wandb_logger(
         run_dir: the run's folder; wandb's own files go to `wandb/` in it. A resumed run keeps its W&B id.
         mode: auto | online | offline; the environment variable WANDB_MODE wins over auto.
     """
-    if mode not in ("auto", "online", "offline"):
-        raise UserError(
-            f"logger.wandb.mode={mode} is none of auto, online, offline. Use logger=none to log nothing."
-        )
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in_to_wandb() else "offline")
+    mode = wandb_mode(mode)
     if rank_zero_only.rank:  # only the first process talks to W&B
         return None
     import wandb

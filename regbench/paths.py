@@ -15,6 +15,11 @@ def shelf(package: Path, name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
+def package_dir() -> Path:
+    """The folder of the package regbench."""
+    return _PACKAGE
+
+
 def configs_dir() -> Path:
     """RegBench's own `configs` folder."""
     return shelf(_PACKAGE, "configs")

@@ -1,7 +1,7 @@
 """The folder of runs: one folder a run, named by its hash, and what state each is in.
 
-Everything that is known of a run lies in its folder, so that sweeps on one folder of runs need no other memory: a finished run
-has result.json, a failed one failed.json, one that is at work holds the lock.
+Everything that is known of a run lies in its folder, so that sweeps on one folder of runs need no other
+memory: a finished run has result.json, a failed one failed.json, one that is at work holds the lock.
 """
 
 import json

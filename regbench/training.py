@@ -193,8 +193,8 @@ def build_method(
     cls = registry.load(cfg.regularizer.name)
     if set(networks) != set(cls.artifacts):
         raise UserError(
-            f"regularizer={cfg.regularizer.name} starts from {', '.join(cls.artifacts) or 'no artifact'}, but artifacts "
-            f"names {', '.join(networks) or 'none'}."
+            f"regularizer={cfg.regularizer.name} starts from {', '.join(cls.artifacts) or 'no artifact'}, "
+            f"but artifacts names {', '.join(networks) or 'none'}."
         )
     options = OmegaConf.to_container(cfg.regularizer, resolve=True)
     options.pop("name")

@@ -7,7 +7,9 @@ import torch
 from regbench.data.sets import SPLIT_SEED, ImageSets, Split, in_memory
 
 
-def load_random_images(root: str | None, shape: Sequence[int], num_classes: int, sizes: Sequence[int]) -> ImageSets:
+def load_random_images(
+    root: str | None, shape: Sequence[int], num_classes: int, sizes: Sequence[int]
+) -> ImageSets:
     """Uniform pixels with uniform labels, the same in every call. `root` is not used.
 
     Args:

@@ -10,10 +10,10 @@ from typing import Any
 from regbench import registry
 from regbench.errors import UserError
 from regbench.identity import code_fingerprint
-from regbench.tables.plan import NOT_AT_THIS_SCALE, Plan, PlannedCell, PlannedRun
+from regbench.runs import DONE, FAILED, LEFT, RUNNING, RunFolder
+from regbench.tables.plan import NOT_ASKED_FOR, NOT_AT_THIS_SCALE, Plan, PlannedCell, PlannedRun
 from regbench.tables.reductions import RunData, reduction
 from regbench.tables.statistics import summary
-from regbench.runs import DONE, FAILED, LEFT, RUNNING, RunFolder
 from regbench.tables.verdicts import judge
 
 FORMAT = 1
@@ -42,7 +42,12 @@ def measure(plan: Plan, runs_dir: Path, command: str) -> dict[str, Any]:
     for key, run in plan.runs.items():  # makers come before users
         if states[key] != DONE and any(states[maker] in (FAILED, BLOCKED) for maker in run.makers.values()):
             states[key] = BLOCKED
-    cells = [_cell(cell, plan, folders, finished, states, percent) for cell in plan.cells]
+    rows, columns = _at_this_scale(plan)
+    cells = [
+        _cell(cell, plan, folders, finished, states, percent)
+        for cell in plan.cells
+        if cell.cell.row in rows and cell.cell.column in columns
+    ]
     values = {
         (c["row"], c["column"]): {int(seed): value for seed, value in c["values"].items()}
         for c in cells
@@ -77,8 +82,8 @@ def measure(plan: Plan, runs_dir: Path, command: str) -> dict[str, Any]:
         "unit": table.unit,
         "direction": table.direction,
         "data": data,
-        "rows": _shown(table.rows, {cell.cell.row for cell in plan.cells}),
-        "columns": _shown(table.columns, {cell.cell.column for cell in plan.cells}),
+        "rows": [{"key": key, "label": table.rows[key]} for key in rows],
+        "columns": [{"key": key, "label": table.columns[key]} for key in columns],
         "row_title": table.row_title,
         "column_title": table.column_title,
         "cells": cells,
@@ -91,8 +96,17 @@ def measure(plan: Plan, runs_dir: Path, command: str) -> dict[str, Any]:
     }
 
 
-def _shown(labels: Mapping[str, str], used: set[str]) -> list[dict[str, str]]:
-    return [{"key": key, "label": label} for key, label in labels.items() if key in used]
+def _at_this_scale(plan: Plan) -> tuple[list[str], list[str]]:
+    """The rows and columns that a report of this scale shows: those with runs, and rows that say why they have none."""
+    table = plan.table
+    with_runs = {cell.cell.column for cell in plan.cells if cell.runs}
+    columns = [key for key in table.columns if key in with_runs or not with_runs]
+    used = {
+        c.cell.row
+        for c in plan.cells
+        if c.state not in (NOT_AT_THIS_SCALE, NOT_ASKED_FOR) and c.cell.column in columns
+    }
+    return [key for key in table.rows if key in used], columns
 
 
 def _cell(
@@ -116,7 +130,7 @@ def _cell(
                 why = f"{reduction_words} can't be made: {error}"
                 continue
             if math.isfinite(value):
-                values[seed] = value * percent
+                values[seed] = float(f"{value * percent:.10g}")  # equal differences stay equal
                 mine[seed] = [finished[key].result["metrics"] for key in keys]
             else:
                 why = f"{reduction_words} is no finite number at seed {seed}"
@@ -144,7 +158,7 @@ def _cell(
         "column": cell.column,
         "published": table.published_value(cell.row, cell.column),
         "state": state,
-        "why": why if state != NOT_AT_THIS_SCALE else "",
+        "why": why,
         "values": {str(seed): value for seed, value in values.items()},
         "runs": {str(seed): keys for seed, keys in planned.runs.items()},
         "mean": numbers.mean if numbers else None,

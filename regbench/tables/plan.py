@@ -24,12 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from regbench.composing import explain
 from regbench.errors import UserError, unknown
+from regbench.identity import hash_of, identity, resolve
 from regbench.paths import configs_dir
 from regbench.seeding import STREAMS
-from regbench.identity import hash_of, identity, resolve
 from regbench.tables.spec import Cell, Table
 
 NOT_AT_THIS_SCALE = "not at this scale"
+NOT_ASKED_FOR = "not asked for"
 NOT_RUNNABLE = "not runnable"
 
 
@@ -115,7 +116,7 @@ class PlannedCell:
     """A cell at a scale: for each seed the keys (in `Plan.runs`) of the runs that it is made of."""
 
     cell: Cell
-    state: str  # "" where it has runs, else NOT_AT_THIS_SCALE or NOT_RUNNABLE
+    state: str  # "" where it has runs, else NOT_AT_THIS_SCALE, NOT_ASKED_FOR or NOT_RUNNABLE
     why: str
     runs: dict[int, list[str]]
 
@@ -221,7 +222,7 @@ def make_plan(
         elif outside:
             plan.cells.append(PlannedCell(cell, NOT_AT_THIS_SCALE, "", {}))
         elif wanted is not None and (cell.row, cell.column) not in wanted:
-            plan.cells.append(PlannedCell(cell, NOT_AT_THIS_SCALE, "not asked for", {}))
+            plan.cells.append(PlannedCell(cell, NOT_ASKED_FOR, "", {}))
         else:
             runs = {seed: [add(name, seed, place) for name in cell.runs] for seed in (seeds or at.seeds)}
             plan.cells.append(PlannedCell(cell, "", "", runs))

@@ -1,4 +1,4 @@
-"""From runs to a cell's number: a metric, a point of a curve, the best epoch by validation, a fit, or a named function."""
+"""From runs to a cell's number: a metric, a point of a curve, the best epoch by validation, a fit, a function."""
 
 import csv
 import importlib
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from regbench.composing import flat
 from regbench.errors import UserError
@@ -22,11 +24,16 @@ class RunData:
     folder: Path
 
     def metric(self, name: str) -> float:
-        """A test metric; NaN where the run measured it as no number. Raises UserError for one that it did not measure."""
+        """A test metric; NaN where it came out as no number. Raises UserError for one that was not measured."""
         metrics = self.result["metrics"]
         if name not in metrics:
             raise UserError(f"the run has no metric {name}; it has {', '.join(sorted(metrics))}")
-        return math.nan if metrics[name] is None else float(metrics[name])
+        value = metrics[name]
+        if value is None:
+            return math.nan
+        # Metrics are computed in float32: 0.7126 comes as 0.7125999927520752, and differences would differ by rounding.
+        single = np.float32(value)
+        return float(str(single)) if float(single) == value else float(value)
 
     @cached_property
     def _rows(self) -> list[dict[str, str]]:
@@ -81,9 +88,11 @@ def reduction(value: Value | None, metric: str) -> tuple[str, Callable[[Sequence
 
 
 def difference(runs: Sequence[RunData], metric: str) -> float:
-    """The first run's metric minus the second's. A function for `value: {function: …}`: it gets the runs and the metric."""
-    first, second = runs
-    return first.metric(metric) - second.metric(metric)
+    """The first run's metric minus the second's; for `value: {function: …}`, which gets runs and metric."""
+    first, second = (run.metric(metric) for run in runs)
+    size = max(abs(first), abs(second))
+    # To the fifth digit of the larger one: what lies far below is float32's rounding, and would look like a spread.
+    return round(first - second, 5 - math.ceil(math.log10(size))) if size > 0 else 0.0
 
 
 def _at(curve: dict[int, float], epoch: int, name: str) -> float:

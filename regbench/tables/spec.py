@@ -1,12 +1,13 @@
 """A table's file: which runs it has, which cells are made of them, what was published, and what is claimed.
 
-`load_table("decoupled_mixup/cifar100")` reads `configs/table/decoupled_mixup/cifar100.yaml`, RegBench's or a plug-in's, and
-refuses a file with a mistake: the message names the file, the key, and what to do. docs/tables.md explains every key.
+`load_table("decoupled_mixup/cifar100")` reads `configs/table/decoupled_mixup/cifar100.yaml`, RegBench's or a
+plug-in's, and refuses a file with a mistake: the message names the file, the key, and what to do.
+docs/tables.md explains every key.
 """
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -201,9 +202,6 @@ class Table(Part):
             for row, column in cells_of(claim):
                 if (row, column) not in places:
                     raise ValueError(f"claim '{claim.says}': the table has no cell {row} / {column}")
-        for name in REQUIRED_SCALES:
-            if name not in self.scales:
-                raise ValueError(f"scales: {name} is missing; every table has {', '.join(REQUIRED_SCALES)}")
         for scale in self.scales.values():
             for row in scale.rows or ():
                 _known("row (in scales)", row, self.rows)
@@ -237,7 +235,7 @@ def _known(kind: str, name: str, known: Mapping[str, Any]) -> None:
 
 
 def table_files() -> dict[str, Path]:
-    """All tables, RegBench's and the plug-ins': "<slug>/<name>" → file. Of two with one name the first folder's wins."""
+    """All tables, RegBench's and the plug-ins': "<slug>/<name>" → file. Of two with one name the first wins."""
     found: dict[str, Path] = {}
     for folder in config_folders():
         for path in sorted(folder.glob("table/*/*.yaml")):
@@ -246,11 +244,15 @@ def table_files() -> dict[str, Path]:
 
 
 def load_table(key: str) -> Table:
-    """The table "<slug>/<name>"; "<slug>" alone serves where the paper has one table.
+    """The table "<slug>/<name>"; "<slug>" alone serves where the paper has one table, and so does the path of a file.
 
     Raises:
         UserError: there is no such table (with the nearest names), or its file has a mistake (file, key and mend).
     """
+    if key.endswith(".yaml"):
+        if not Path(key).is_file():
+            raise UserError(f"table={key} is no file.")
+        return read_table(Path(key), required=())
     files = table_files()
     if "/" not in key:
         of_paper = [name for name in files if name.startswith(f"{key}/")]
@@ -262,8 +264,8 @@ def load_table(key: str) -> Table:
     return read_table(files[key])
 
 
-def read_table(path: Path) -> Table:
-    """The table of a file. Raises UserError as `load_table` does."""
+def read_table(path: Path, required: Sequence[str] = REQUIRED_SCALES) -> Table:
+    """The table of a file. Raises UserError as `load_table` does, and where it lacks a scale of `required`."""
     try:
         text = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -273,6 +275,9 @@ def read_table(path: Path) -> Table:
             f"{path} holds no table: it should be a mapping with title, rows, columns, runs, cells, scales."
         )
     try:
+        for scale in required:
+            if scale not in (text.get("scales") or {}):
+                raise ValueError(f"scales: {scale} is missing; every paper's table has {', '.join(required)}")
         text = {**text, "runs": _expanded_runs(text.get("runs")), "cells": _expanded_cells(text.get("cells"))}
         return TypeAdapter(Table).validate_python({**text, "slug": path.parent.name, "name": path.stem})
     except ValidationError as error:

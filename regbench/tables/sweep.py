@@ -1,7 +1,7 @@
 """A table, from its plan to its report: what the Hydra sweeper `regbench` does.
 
-All that a sweep knows lies in the folder of runs, so that it can be stopped at any moment and started again, and several
-can work on one folder at once.
+All that a sweep knows lies in the folder of runs, so that it can be stopped at any moment and started again,
+and several can work on one folder at once.
 """
 
 import logging
@@ -29,7 +29,7 @@ from regbench.artifacts import fingerprint_of
 from regbench.errors import UserError, unknown
 from regbench.runs import DONE, FAILED, INTERRUPTED, LEFT, RUNNING, RunFolder, check_runs_dir
 from regbench.tables.measure import BLOCKED, is_stale, measure
-from regbench.tables.plan import Composer, Plan, PlannedRun, make_plan, quoted_value
+from regbench.tables.plan import NOT_RUNNABLE, Composer, Plan, PlannedRun, make_plan, quoted_value
 from regbench.tables.spec import Table, load_table
 
 log = logging.getLogger("regbench")
@@ -55,6 +55,7 @@ class Request:
     dry_run: bool = False
     status: bool = False
     two_steps: bool = False
+    publish: bool = False
     runs_dir: str = "runs/tables"
     reports_dir: str = "reports"
     overrides: list[str] = field(default_factory=list)
@@ -131,8 +132,9 @@ def _plan(table: Table, request: Request, composer: Composer, *, read_data: bool
 
 
 def _waves(plan: Plan) -> list[list[str]]:
-    """The runs' keys in groups, each of which starts only from runs of earlier groups. Within a group the first seed comes
-    first: the whole table is there early, and then gains seeds.
+    """The runs' keys in groups, each of which starts only from runs of earlier groups.
+
+    Within a group the first seed comes first: the whole table is there early, and then gains seeds.
     """
     level: dict[str, int] = {}
     for key, run in plan.runs.items():  # makers come before users
@@ -205,8 +207,9 @@ def _make_anew(plan: Plan, runs_dir: Path, which: str) -> None:
 
 @contextmanager
 def _progress(plan: Plan, runs_dir: Path):
-    """Shows how many runs are finished: a bar in a terminal, else a line for each run. Reads the folder of runs, so that it
-    works with every launcher.
+    """Shows how many runs are finished: a bar in a terminal, else a line for each run.
+
+    It looks into the folder of runs, so that it works with every launcher.
     """
     terminal = sys.stdout.isatty()
     bar = Progress(TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -260,6 +263,11 @@ def _report(results: dict[str, Any], plan: Plan, request: Request, runs_dir: Pat
         log_table(results, loggers["wandb"], folder)
     show_results(results)
     print(f"\nReport: {next(path for path in files if path.suffix == '.html')}")
+    if request.publish:
+        from regbench.tables.published import publish
+
+        for path in publish(results):
+            print(f"Written: {path}")
     offline = sorted(runs_dir.glob("*/wandb/offline-run-*"))
     if offline:
         print(f"{len(offline)} offline W&B runs; send them with: wandb sync {runs_dir}/*/wandb/offline-run-*")
@@ -267,18 +275,37 @@ def _report(results: dict[str, Any], plan: Plan, request: Request, runs_dir: Pat
 
 def show_results(results: dict[str, Any]) -> None:
     """Prints the table, published beside measured, and the claims with their verdicts."""
-    from regbench.tables.report import markdown_tables
+    from regbench.tables.report.view import view
 
-    print()
-    print(markdown_tables(results))
+    shown = view(results)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 10_000  # a table cut at 80 columns would lose what a script looks for
+    title = f"{results['title']}: scale {results['scale']}, {', '.join(results['data'])}"
+    table = RichTable(results["row_title"], title=title, title_justify="left", box=None, header_style="bold")
+    for column in shown.columns:
+        table.add_column(f"{column}\npublished | measured" if shown.published else column, justify="right")
+    for label, entries in shown.rows:
+        table.add_row(
+            label, *(f"{e.published} | {e.measured}" if shown.published else e.measured for e in entries)
+        )
+    console.print()
+    console.print(table)
+    for i, note in enumerate(shown.notes):
+        console.print(f"{i + 1}. {note}")
+    for verdict in shown.verdicts:
+        if not verdict.part:
+            seeds = f"{verdict.seeds} seed{'' if verdict.seeds == '1' else 's'}"
+            said = f"{verdict.effect}, {verdict.interval}, {seeds}"
+            console.print(f"{verdict.verdict}: {verdict.says} ({said}; {verdict.context})", soft_wrap=True)
 
 
 def _show_commands(plan: Plan) -> None:
     """Every cell with the command lines of its runs."""
     for cell in plan.cells:
         place = f"{cell.cell.row}/{cell.cell.column}"
-        if not cell.runs:
-            print(f"# {place}: {': '.join(filter(None, (cell.state, cell.why)))}")
+        if cell.state == NOT_RUNNABLE:
+            print(f"# {place} is not runnable: {cell.why}")
         for seed, keys in cell.runs.items():
             print(f"# {place}, seed {seed}")
             for key in keys:
@@ -286,7 +313,7 @@ def _show_commands(plan: Plan) -> None:
 
 
 def _try(plan: Plan) -> None:
-    """Two steps of each different run of the first seed, on random images: what would fail, fails before it is queued."""
+    """Two steps of each run of the first seed on random images: what would fail, fails before it is queued."""
     import tempfile
 
     from regbench.tables.two_steps import two_steps

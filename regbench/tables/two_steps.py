@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from regbench.tables.plan import PlannedRun
 
@@ -30,20 +30,19 @@ def two_steps(run: PlannedRun, folder: Path, artifacts: Mapping[str, Path] | Non
 
     cfg = OmegaConf.create(run.config)
     dataset = cfg.dataset
-    with open_dict(cfg):
-        if dataset.shape is not None:
-            dataset.load = {
-                "_target_": "regbench.data.random_images.load_random_images",
-                "shape": dataset.shape,
-                "num_classes": dataset.num_classes,
-                "sizes": [STEPS * BATCH, BATCH, BATCH],
-            }
-            dataset.train_size = None
-        dataset.batch_size = dataset.eval_batch_size = BATCH
-        cfg.trainer.update(max_epochs=1, limit_train_batches=STEPS, limit_val_batches=1, limit_test_batches=1)
-        cfg.trainer.update(check_val_every_n_epoch=1, accumulate_grad_batches=1)
-        cfg.checkpoint.select = "last"
-        if cfg.scheduler is not None and "warmup_epochs" in cfg.scheduler:
-            cfg.scheduler.warmup_epochs = 0
-        cfg.logger, cfg.progress = {}, "none"
+    if dataset.shape is not None:
+        dataset.load = {
+            "_target_": "regbench.data.random_images.load_random_images",
+            "shape": dataset.shape,
+            "num_classes": dataset.num_classes,
+            "sizes": [STEPS * BATCH, BATCH, BATCH],
+        }
+        dataset.train_size = None
+    dataset.batch_size = dataset.eval_batch_size = BATCH
+    cfg.trainer.update(max_epochs=1, limit_train_batches=STEPS, limit_val_batches=1, limit_test_batches=1)
+    cfg.trainer.update(check_val_every_n_epoch=1, accumulate_grad_batches=1)
+    cfg.checkpoint.select = "last"
+    if cfg.scheduler is not None and "warmup_epochs" in cfg.scheduler:
+        cfg.scheduler.warmup_epochs = 0
+    cfg.logger, cfg.progress = {}, "none"
     return training.run(cfg, folder, artifacts)

@@ -1,0 +1,119 @@
+"""What the project has measured itself: docs/results, the tables in the papers' pages, and the site."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Column
+from rich.table import Table as RichTable
+
+from regbench import registry
+from regbench.errors import UserError
+from regbench.files import write_whole
+from regbench.paths import package_dir, shelf
+from regbench.tables.spec import load_table, table_files
+
+
+def docs_dir() -> Path:
+    """RegBench's `docs` folder."""
+    return shelf(package_dir(), "docs")
+
+
+def publish(results: dict[str, Any]) -> list[Path]:
+    """Writes results into docs/results and into the paper's page, between its markers for this table and scale.
+
+    Raises:
+        UserError: this RegBench is no checkout, or some runs are not finished.
+    """
+    from regbench.tables.report import update_page
+
+    docs = docs_dir()
+    if not (docs.parent / "pyproject.toml").is_file():
+        raise UserError(
+            "publish=true writes into docs/ of a checkout, and this RegBench is installed from a wheel."
+        )
+    if any(run["state"] != "done" for run in results["runs"].values()):
+        raise UserError(
+            "publish=true wants every run finished; the same command without it shows what is left."
+        )
+    file = docs / "results" / results["slug"] / results["table"] / f"{results['scale']}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    written = [file]
+    page = docs / "papers" / f"{results['slug']}.md"
+    key = f"{results['table']}/{results['scale']}"
+    if page.is_file() and f"results:{key} " in (text := page.read_text(encoding="utf-8")):
+        of_paper = {
+            f"{r['table']}/{r['scale']}": r for r in load_results([docs / "results" / results["slug"]])
+        }
+        write_whole(page, update_page(text, of_paper))
+        written.append(page)
+    return written
+
+
+def load_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The results that lie in some folders; of two for one table and scale the later folder's counts.
+
+    Raises:
+        UserError: a file that is no results file.
+    """
+    found = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.json")):
+            try:
+                results = json.loads(path.read_text(encoding="utf-8"))
+                found[results["slug"], results["table"], results["scale"]] = results
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path} holds no results of a table ({error}). Remove it, or make it anew."
+                ) from error
+    return list(found.values())
+
+
+def make_site(folder: Path, more: Iterable[Path] = ()) -> Path:
+    """Builds the static site over all papers and tables and returns its first page.
+
+    Args:
+        folder: where it goes.
+        more: folders with results beside those that the project has committed, such as `reports`.
+    """
+    from regbench.tables.report import build_site
+
+    for extra in more:
+        if not extra.is_dir():
+            raise UserError(f"--results {extra} is no folder.")
+    papers = yaml.safe_load((docs_dir() / "papers" / "papers.yaml").read_text(encoding="utf-8"))
+    entries = registry.entries()
+    for paper in papers:
+        entry = entries.get(paper["slug"])
+        paper["built"] = entry is not None
+        if entry is not None:
+            paper["claim"] = entry.claim
+    tables = []
+    for key in table_files():
+        table = load_table(key)
+        if table.slug in entries:
+            tables.append(
+                {"slug": table.slug, "table": table.name, "title": table.title, "scales": list(table.scales)}
+            )
+    results = load_results([docs_dir() / "results", *more])
+    return build_site(results, papers, tables, folder)[0]
+
+
+def show_tables() -> None:
+    """Prints every table with its scales."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    shown = RichTable(Column("table", no_wrap=True), "title", "scales (seeds)", box=None, pad_edge=False)
+    for key in table_files():
+        table = load_table(key)
+        scales = (
+            f"{name} ({len(s.seeds)})" if s.runnable else f"({name})" for name, s in table.scales.items()
+        )
+        shown.add_row(key, table.title, ", ".join(scales))
+    console.print(shown)
+    console.print("\nRun one with: regbench reproduce table=<table> scale=<scale>")
