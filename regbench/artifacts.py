@@ -14,22 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from regbench.composing import compose_config
 from regbench.errors import UserError
+from regbench.fingerprints import fingerprint_of
 from regbench.identity import hash_of, identity, resolve
 from regbench.runs import RunFolder
 
 log = logging.getLogger("regbench")
-
-
-def fingerprint_of(dataset: Mapping[str, Any]) -> str:
-    """The fingerprint of a dataset's content. Reads it, or its cache; downloads it where it has to.
-
-    Args:
-        dataset: a resolved config of the group `dataset`.
-    """
-    from hydra.utils import get_object
-
-    options = dict(dataset["load"])
-    return get_object(options.pop("_target_"))(dataset.get("root"), **options).fingerprint
 
 
 def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]], Any]) -> dict[str, Path]:
@@ -78,8 +67,8 @@ def _maker(cfg: DictConfig, node: DictConfig) -> DictConfig:
 def _hash(maker: DictConfig) -> str:
     config = resolve(maker)
     starts_from = {
-        role: node.get("sha256") or node.get("run") or _hash(compose_config([*node["overrides"]]))
-        for role, node in config["artifacts"].items()
+        role: node.get("sha256") or node.get("run") or _hash(_maker(maker, node))
+        for role, node in maker.artifacts.items()
     }
     return hash_of(identity(config, fingerprint_of(config["dataset"]), starts_from))
 

@@ -1,4 +1,4 @@
-"""The command line: `regbench train …` (train.py in the root is the same), `list`, `info`, `cite` and `new`."""
+"""The command line: `regbench train …` (train.py in the root is the same), `reproduce`, `compare`, `rerun`, `list` …"""
 
 import argparse
 import logging
@@ -18,6 +18,7 @@ for example:
   regbench info decoupled_mixup
   regbench train regularizer=decoupled_mixup dataset=mnist5k trainer.max_epochs=5
   regbench reproduce table=decoupled_mixup/cifar100 scale=small
+  regbench compare dataset=mnist5k regularizer=none,mixup,cutmix seeds=5
 """
 REPRODUCE_HELP = """\
 Runs what is left of a paper's table and shows the published values beside the measured ones.
@@ -41,6 +42,32 @@ Runs what is left of a paper's table and shows the published values beside the m
 Anything else is an override of every run, e.g. dataset.root=<folder>, accelerator=gpu, logger=none.
 A sweep may be stopped at any moment; the same command goes on with it.
 """
+COMPARE_HELP = """\
+Which regularizer helps on my data? Runs each over several seeds and ranks them on validation.
+
+  regbench compare dataset=image_folder dataset.root=<folder> regularizer=none,mixup,decoupled_mixup seeds=5
+
+  regularizer=  the methods, two or more; `regbench list` shows them
+  seeds=5       a number of seeds, or a list such as [0,1,2]; more of them later add to the same comparison
+  baseline=     what the others are compared with (default: none, where it is among them, else the first)
+  mixup.alpha=0.2,1.0   settings of one method: all combinations are run, and validation chooses one of them
+  optimizer.lr=0.05,0.1 an option of every run; with several values they are settings of each method
+  name=         of the comparison (default: from dataset and request); the report goes to reports/compare/<name>
+  status=true, dry_run=true, retries=, rerun=, runs_dir=, reports_dir=, hydra/launcher=   as regbench reproduce has them
+
+Differences to the baseline are paired over seeds and corrected for the number of methods and settings; the test set
+is looked at once, for the settings that validation chose. docs/compare.md says more.
+A comparison may be stopped at any moment; the same command goes on with it.
+"""
+RERUN_HELP = """\
+Runs a run's own configuration again, from scratch in a new folder, and says whether the same metrics come out.
+
+  regbench rerun <run folder>                    of train.py or of a sweep, finished or not
+  regbench rerun <run folder> seed=1 ...         with further overrides, which win over the run's own
+  regbench rerun <run folder> hydra.run.dir=...  where the new run goes (default: <run folder>-rerun-<time>)
+
+Where the metrics are not the same bit for bit, the two runs are compared as `regbench diff` does.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,6 +77,10 @@ def main(argv: list[str] | None = None) -> int:
         return train(argv[1:])
     if argv[:1] == ["reproduce"]:
         return reproduce(argv[1:])
+    if argv[:1] == ["compare"]:
+        return compare(argv[1:])
+    if argv[:1] == ["rerun"]:
+        return rerun(argv[1:])
     parser = argparse.ArgumentParser(
         prog="regbench",
         description="Regularization papers' methods behind one command.",
@@ -60,6 +91,11 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train and test a method (regbench train --help)")
     commands.add_parser("reproduce", help="run a paper's table and report it (regbench reproduce --help)")
+    commands.add_parser("compare", help="which regularizer helps on your data (regbench compare --help)")
+    commands.add_parser("rerun", help="run a run again and compare the metrics (regbench rerun --help)")
+    diff = commands.add_parser("diff", help="where two runs differ: configuration, code, versions, metrics")
+    diff.add_argument("left", type=Path, help="a run's folder, of train.py or of a sweep")
+    diff.add_argument("right", type=Path, help="another one")
     commands.add_parser("tables", help="the tables, with their scales")
     site = commands.add_parser("site", help="a static site over all papers and tables")
     site.add_argument(
@@ -101,6 +137,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from regbench.tables.published import make_site
 
         print(make_site(args.folder, args.results))
+    elif args.command == "diff":
+        from regbench.run_diff import read_run, show_diff
+
+        show_diff(read_run(args.left), read_run(args.right))
     elif args.command == "cite":
         print(catalogue.bibtex(args.slug))
     elif args.command == "new":
@@ -125,6 +165,52 @@ def reproduce(argv: list[str] | None = None) -> int:
     debug = "debug=true" in argv
     argv = [argument for argument in argv if not argument.startswith("debug=")]
     return guard(lambda: _train(sweeper_arguments(argv)), debug=debug)
+
+
+def compare(argv: list[str]) -> int:
+    """`regbench compare`: makes a table of the request, runs it as `reproduce` does, and prints the ranking."""
+    if not argv or set(argv) & {"-h", "--help"}:
+        print(COMPARE_HELP)
+        return 0 if argv else USAGE_ERROR
+    debug = "debug=true" in argv
+    return guard(lambda: _compare([a for a in argv if not a.startswith("debug=")]), debug=debug)
+
+
+def _compare(argv: list[str]) -> int:
+    import json
+
+    from regbench.tables.compare import prepare
+
+    def written() -> int:
+        return results.stat().st_mtime_ns if results.exists() else 0
+
+    arguments, results = prepare(argv)
+    before, code = written(), 0
+    try:
+        _train(sweeper_arguments(arguments))
+    except SystemExit as ended:  # after the report, where runs have failed
+        code = ended.code
+    if written() != before:  # else it was a dry run, or status=true
+        from regbench.tables.report.ranking import show
+
+        show(json.loads(results.read_text(encoding="utf-8"))["ranking"])
+    return code
+
+
+def rerun(argv: list[str]) -> int:
+    """`regbench rerun`: goes the way of `train` with a run's own overrides."""
+    if not argv or set(argv) & {"-h", "--help"}:
+        print(RERUN_HELP)
+        return 0 if argv else USAGE_ERROR
+    return guard(lambda: _rerun(argv), debug="debug=true" in argv)
+
+
+def _rerun(argv: list[str]) -> None:
+    from regbench.rerun import prepare, show_outcome
+
+    earlier, arguments = prepare(Path(argv[0]), argv[1:])
+    _train(arguments)
+    show_outcome(earlier, _job.folder)
 
 
 def sweeper_arguments(argv: list[str]) -> list[str]:
@@ -233,11 +319,13 @@ def _job(cfg):
     _job.started = True
     logging.getLogger("regbench").setLevel(logging.INFO)
     hydra_cfg = HydraConfig.get()
+    _job.folder = Path(hydra_cfg.runtime.output_dir)
     try:
         check(cfg)  # before torch is imported
+        from regbench.artifacts import obtain
         from regbench.training import run
 
-        return run(cfg, Path(hydra_cfg.runtime.output_dir)).get(cfg.checkpoint.monitor)
+        return run(cfg, _job.folder, obtain(cfg, run)).get(cfg.checkpoint.monitor)
     except UserError as error:
         if hydra_cfg.mode == RunMode.MULTIRUN or cfg.debug:
             raise

@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from regbench.errors import UserError, unknown
@@ -26,7 +27,13 @@ HINTS = {  # group → what to say where a config of it is not found
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
-    """The configuration of `train.py <overrides>`, without running it."""
+    """The configuration of `train.py <overrides>`, without running it. Within a run of Hydra it has its search path."""
+    if GlobalHydra.instance().is_initialized():
+        loader = GlobalHydra.instance().config_loader()
+        cfg = loader.load_configuration("train", overrides, RunMode.RUN, from_shell=False)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
     with initialize_config_dir(config_dir=str(configs_dir()), version_base="1.3"):
         return compose(config_name="train", overrides=overrides)
 

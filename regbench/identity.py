@@ -6,7 +6,7 @@ Two configurations with the same identity are one run, whoever asks for it: tabl
 import ast
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,23 +44,28 @@ HARMLESS = (  # keys in those parts, with all below them, that change no number,
 NEUTRAL: dict[str, Any] = {}
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
+def resolve(cfg: DictConfig, leave_out: Container[str] = ()) -> dict[str, Any]:
     """The configuration as plain values, interpolations resolved; several times as fast as OmegaConf's own way, which
     visits every node: here only the interpolated ones are asked for.
+
+    Args:
+        leave_out: keys at the top that are not wanted.
     """
-    raw = OmegaConf.to_container(cfg, resolve=False)
 
-    def walk(node: Any, path: str) -> Any:
-        if isinstance(node, dict):
-            return {key: walk(value, f"{path}.{key}" if path else str(key)) for key, value in node.items()}
-        if isinstance(node, list):
-            return [walk(value, f"{path}[{i}]") for i, value in enumerate(node)]
-        if isinstance(node, str) and "${" in node:
-            value = OmegaConf.select(cfg, path, throw_on_missing=True)
+    def walk(raw: Any, place: tuple[str | int, ...]) -> Any:
+        if isinstance(raw, dict):
+            return {name: walk(value, (*place, name)) for name, value in raw.items()}
+        if isinstance(raw, list):
+            return [walk(value, (*place, i)) for i, value in enumerate(raw)]
+        if isinstance(raw, str) and "${" in raw:
+            value: Any = cfg
+            for step in place:
+                value = value[step]
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        return node
+        return raw
 
-    return walk(raw, "")
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    return {name: walk(value, (name,)) for name, value in raw.items() if name not in leave_out}
 
 
 def identity(config: Mapping[str, Any], data: str, artifacts: Mapping[str, str]) -> dict[str, Any]:
@@ -111,7 +116,9 @@ def code_fingerprint(slug: str) -> str:
     files = [root / name for name in ("training.py", "callbacks.py", "schedules.py", "seeding.py")]
     for folder in ("functional", "data", "backbones", "metrics"):
         files += (root / folder).rglob("*.py")
-    files += [root / "regularizers" / "base.py", entry.path.parent / "base.py", entry.path]
+    family = entry.path.parent.name  # a plug-in's method may belong to a family of RegBench's
+    files += [root / "regularizers" / "base.py", root / "regularizers" / family / "base.py"]
+    files += [entry.path.parent / "base.py", entry.path]
     package = entry.path.parents[2]
     if package != root:  # a plug-in's own parts
         files += (

@@ -7,6 +7,7 @@ memory: a finished run has result.json, a failed one failed.json, one that is at
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class RunFolder:
                 return result
         except FileNotFoundError:
             return None
-        except (ValueError, OSError):
+        except ValueError:
             pass
         aside = file.with_name(f"result.json.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         try:
@@ -121,7 +122,8 @@ def check_runs_dir(folder: Path) -> None:
         probe.write_bytes(b"\0" * 1024)
         probe.unlink()
     except OSError as error:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink()
         raise UserError(
             f"The runs folder {folder} can't be written ({error.strerror}). Free some space or choose another with "
             "runs_dir=<folder>; the runs that are finished are kept."

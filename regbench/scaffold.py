@@ -71,7 +71,6 @@ def new_method(slug: str, family: str = "classification", package: Path | None =
         "year": datetime.date.today().year,
         "family": family,
         "package": name,
-        "configs": configs,
     }
     try:
         for path, template in texts.items():

@@ -92,10 +92,14 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
         for logger in loggers:
             logger.log_hyperparams(flat(resolved))
 
+        steps, fit_s = 0, 0.0
         if cfg.test_only:
             candidates = [Path(cfg.ckpt_path)]
         else:
+            fit_start = time.perf_counter()
             fit(trainer, method, data, cfg.ckpt_path, run_dir)
+            fit_s = time.perf_counter() - fit_start
+            steps = trainer.global_step - (checkpoint["global_step"] if checkpoint else 0)
             candidates = checkpoints.candidates()
         metrics = test(trainer, method, data, candidates)
 
@@ -108,6 +112,8 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
                 "seed": cfg.seed,
                 "config": resolved,
                 "epochs": trainer.current_epoch,
+                "steps": steps,  # of the optimiser, in fit_s seconds: since the checkpoint that the run went on from
+                "fit_s": round(fit_s, 3),
                 "tested": [str(path) for path in inside],
                 "data": data.describe(),
                 "device": results.device_name(trainer.strategy.root_device, trainer.world_size),
@@ -354,5 +360,6 @@ def _quieten_libraries() -> None:
         ".*Using `DistributedSampler` with the dataloaders.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation data
+        ".*`srun` command is available on your system but is not used.*",  # a SLURM job of its own starts the run
     ):
         warnings.filterwarnings("ignore", text)

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from regbench import cli, registry, scaffold
+from hydra_plugins import regbench_searchpath
+from regbench import cli, paths, registry, scaffold
+from regbench.tables.measure import measure
+from regbench.tables.plan import composer, make_plan
+from regbench.tables.report import update_page
+from regbench.tables.spec import load_table
 from support import ROOT
 
 FIVE = [
@@ -26,8 +31,9 @@ def checkout(tmp_path, monkeypatch):
     (root / "regbench" / "regularizers" / "classification").mkdir(parents=True)
     for folder in ("", "regularizers", "regularizers/classification"):
         (root / "regbench" / folder / "__init__.py").touch()
-    for module in (ROOT / "regbench").glob("*.py"):  # by their names ruff sorts imports
-        (root / "regbench" / module.name).touch()
+    (root / "regbench" / "tables").mkdir()
+    for module in [*(ROOT / "regbench").glob("*.py"), *(ROOT / "regbench" / "tables").glob("*.py")]:
+        (root / module.relative_to(ROOT)).touch()  # by their names ruff sorts imports
     shutil.copy(ROOT / "pyproject.toml", root)
     monkeypatch.setattr(scaffold, "__file__", str(root / "regbench" / "scaffold.py"))
     return root
@@ -143,3 +149,23 @@ def test_the_catalogue_reads_what_was_written(tmp_path, monkeypatch):
     assert (entry.class_name, entry.task) == ("MyMethod", "classification")
     assert entry.module == "mine.regularizers.classification.my_method"
     assert entry.paper.title == "My method"
+
+
+def test_the_table_and_the_page_are_what_the_reports_expect(tmp_path, monkeypatch):
+    cli.main(["new", "my_method", "--package", str(tmp_path / "mine")])
+    for module in (paths, registry, regbench_searchpath):
+        monkeypatch.setattr(module, "plugins", lambda: {"mine": tmp_path / "mine" / "mine"})
+    monkeypatch.setattr(registry, "entries", registry.entries.__wrapped__)
+    table = load_table("my_method/first")
+    assert table.rows == {"none": "Cross entropy", "my_method": "My method"}
+    with composer() as compose:
+        plan = make_plan(table, "small", compose)
+    assert list(plan.runs) == [f"{name}-s{seed}" for name in ("none", "my_method") for seed in range(5)]
+    assert plan.runs["my_method-s3"].config["regularizer"] == {"name": "my_method", "weight": 0.01}
+    results = measure(plan, tmp_path / "runs", "regbench reproduce table=my_method/first")
+    assert results["paper"]["title"] == "My method"
+    page = (tmp_path / "mine" / "docs" / "papers" / "my_method.md").read_text()
+    filled = update_page(page, {"first/small": results})
+    assert filled != page
+    assert "| My method | " in filled
+    assert "regbench reproduce table=my_method/first" in filled

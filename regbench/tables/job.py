@@ -33,6 +33,9 @@ def job(cfg: DictConfig) -> str:
     try:
         if folder.result() is not None:
             return DONE
+        attempts = (folder.failure() or {"attempts": 0})["attempts"]
+        if attempts > hydra_cfg.sweeper.retries:  # another sweep has tried as often as it may be tried
+            return FAILED
         logging.getLogger("regbench").setLevel(logging.INFO)
         try:
             _run(cfg, folder, list(hydra_cfg.overrides.task), lock)
@@ -52,6 +55,8 @@ def _run(cfg: DictConfig, folder: RunFolder, overrides: list[str], lock: Lock) -
     from regbench.identity import hash_of, identity, resolve
 
     check(cfg)
+    for part in folder.path.rglob("*.part"):  # of a process that was killed while it wrote
+        part.unlink()
     if folder.checkpoint():
         cfg.ckpt_path = str(folder.checkpoint())
     if cfg.accelerator.strategy != "auto":

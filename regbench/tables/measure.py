@@ -12,6 +12,7 @@ from regbench.errors import UserError
 from regbench.identity import code_fingerprint
 from regbench.runs import DONE, FAILED, LEFT, RUNNING, RunFolder
 from regbench.tables.plan import NOT_ASKED_FOR, NOT_AT_THIS_SCALE, Plan, PlannedCell, PlannedRun
+from regbench.tables.ranking import add_ranking
 from regbench.tables.reductions import RunData, reduction
 from regbench.tables.statistics import summary
 from regbench.tables.verdicts import judge
@@ -70,7 +71,7 @@ def measure(plan: Plan, runs_dir: Path, command: str) -> dict[str, Any]:
     ]
     first = next(iter(finished.values()), None)
     paper = registry.find(table.slug).paper if table.slug in registry.entries() else None
-    return {
+    results = {
         "format": FORMAT,
         "slug": table.slug,
         "table": table.name,
@@ -94,6 +95,9 @@ def measure(plan: Plan, runs_dir: Path, command: str) -> dict[str, Any]:
         "versions": first.result["versions"] if first else {},
         "cost_s": round(sum(run.result["duration_s"] for run in finished.values()), 1),
     }
+    if table.ranking is not None:
+        add_ranking(results, table, finished)
+    return results
 
 
 def _at_this_scale(plan: Plan) -> tuple[list[str], list[str]]:
@@ -187,28 +191,23 @@ def _curve(runs: list[RunData]) -> dict[str, Any] | None:
 
 
 def _run(run: PlannedRun, state: str, finished: RunData | None) -> dict[str, Any]:
-    about: dict[str, Any] = {
+    result = finished.result if finished else {}
+    return {
         "name": run.name,
         "cell": run.cells[0] if run.cells else "",
         "cells": run.cells,
         "seed": run.seed,
         "state": state,
-        "stale": False,
+        "stale": finished is not None and is_stale(result),
+        "metrics": result.get("metrics", {}),
+        "duration_s": result.get("duration_s"),
         "config_hash": run.hash,
+        "commit": result.get("git_commit"),
+        "code": result.get("code"),
+        "machine": result.get("machine", ""),
+        "device": result.get("device", ""),
         "command": run.command,
     }
-    if finished is not None:
-        result = finished.result
-        about |= {
-            "stale": is_stale(result),
-            "metrics": result["metrics"],
-            "duration_s": result["duration_s"],
-            "commit": result.get("git_commit"),
-            "code": result.get("code"),
-            "machine": result.get("machine"),
-            "device": result.get("device"),
-        }
-    return about
 
 
 def is_stale(result: Mapping[str, Any]) -> bool:

@@ -37,8 +37,11 @@ class RunData:
 
     @cached_property
     def _rows(self) -> list[dict[str, str]]:
-        with (self.folder / "metrics.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            with (self.folder / "metrics.csv").open(newline="") as file:
+                return list(csv.DictReader(file))
+        except FileNotFoundError:  # a cell that needs none is not lost by it
+            return []
 
     def curve(self, name: str) -> dict[int, float]:
         """epoch (from 0) → value, for the epochs in which it was measured; the last value of each."""
@@ -90,9 +93,10 @@ def reduction(value: Value | None, metric: str) -> tuple[str, Callable[[Sequence
 def difference(runs: Sequence[RunData], metric: str) -> float:
     """The first run's metric minus the second's; for `value: {function: …}`, which gets runs and metric."""
     first, second = (run.metric(metric) for run in runs)
-    size = max(abs(first), abs(second))
+    if first == second or not math.isfinite(first - second):
+        return first - second
     # To the fifth digit of the larger one: what lies far below is float32's rounding, and would look like a spread.
-    return round(first - second, 5 - math.ceil(math.log10(size))) if size > 0 else 0.0
+    return round(first - second, 5 - math.ceil(math.log10(max(abs(first), abs(second)))))
 
 
 def _at(curve: dict[int, float], epoch: int, name: str) -> float:
@@ -105,9 +109,9 @@ def _at(curve: dict[int, float], epoch: int, name: str) -> float:
 
 def _at_best(run: RunData, value: Value) -> float:
     """The first of the epochs with the best value counts."""
-    by = run.curve(value.best_by)
+    by = {epoch: found for epoch, found in run.curve(value.best_by).items() if not math.isnan(found)}
     if not by:
-        raise UserError(f"{value.best_by} was not measured")
+        raise UserError(f"{value.best_by} was not measured, or never came out as a number")
     best = (max if value.mode == "max" else min)(by.values())
     epoch = next(epoch for epoch, found in by.items() if found == best)
     return _at(run.curve(value.curve), epoch, value.curve)
@@ -125,6 +129,6 @@ def _fit(runs: Sequence[RunData], value: Value) -> float:
             raise UserError(f"a power law needs positive {value.x} and {value.y}")
         x, y = [math.log(v) for v in x], [math.log(v) for v in y]
     line = linregress(x, y)
-    return {"slope": line.slope, "exponent": line.slope, "intercept": line.intercept}.get(
-        value.give, math.exp(line.intercept)
-    )
+    if value.give == "factor":
+        return math.exp(line.intercept)
+    return float(line.intercept if value.give == "intercept" else line.slope)

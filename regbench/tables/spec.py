@@ -9,10 +9,20 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from omegaconf._utils import get_yaml_loader
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from regbench.errors import UserError, unknown
 from regbench.paths import config_folders
@@ -24,9 +34,9 @@ REQUIRED_SCALES = ("smoke", "small", "paper")
 
 
 class Part(BaseModel):
-    """What the parts of a table's file share: keys that are not known are refused."""
+    """What the parts of a table's file share: keys that are not known are refused; names may look like numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class Artifact(Part):
@@ -74,6 +84,9 @@ class Value(Part):
             raise ValueError(
                 "give one of metric, curve (with epoch or best_by), fit (with x, y, give), function"
             )
+        belongs = {"curve": {"epoch", "best_by", "mode"}, "fit": {"x", "y", "give"}}.get(ways[0], set())
+        if idle := self.model_fields_set - belongs - {ways[0]}:
+            raise ValueError(f"{ways[0]} does not go with {', '.join(sorted(idle))}")
         if self.curve is not None and (self.epoch is None) == (self.best_by is None):
             raise ValueError(
                 "a curve needs epoch (the value at that epoch) or best_by (the epoch where that metric is best)"
@@ -119,7 +132,7 @@ class Published(Part):
     """Published values of one source, in the table's unit; a value that is not known stays out."""
 
     source: str
-    values: dict[str, dict[str, float]]
+    values: dict[str, dict[str, FiniteFloat]]
     approximate: bool = False
 
 
@@ -127,7 +140,7 @@ class Scale(Part):
     """One size at which the table is run."""
 
     about: str = ""
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[NonNegativeInt] = Field(min_length=1)
     overrides: list[str] = []
     rows: list[str] | None = None
     columns: list[str] | None = None
@@ -150,6 +163,14 @@ class Scale(Part):
         return self
 
 
+class Ranking(Part):
+    """Makes a table a comparison of methods (`regbench compare`): which rows are whose settings."""
+
+    methods: dict[str, list[str]]
+    baseline: str
+    command: str  # what makes the comparison, as one types it
+
+
 class Table(Part):
     """A table's file. `slug` and `name` are where it lies: configs/table/<slug>/<name>.yaml."""
 
@@ -169,6 +190,7 @@ class Table(Part):
     cells: list[Cell]
     published: list[Published] = []
     claims: list[Claim] = []
+    ranking: Ranking | None = None
     scales: dict[str, Scale]
 
     @property
@@ -202,6 +224,10 @@ class Table(Part):
             for row, column in cells_of(claim):
                 if (row, column) not in places:
                     raise ValueError(f"claim '{claim.says}': the table has no cell {row} / {column}")
+        if self.ranking is not None:
+            _known("method (ranking.baseline)", self.ranking.baseline, self.ranking.methods)
+            for row in (row for rows in self.ranking.methods.values() for row in rows):
+                _known("row (in ranking)", row, self.rows)
         for scale in self.scales.values():
             for row in scale.rows or ():
                 _known("row (in scales)", row, self.rows)
@@ -267,9 +293,10 @@ def load_table(key: str) -> Table:
 def read_table(path: Path, required: Sequence[str] = REQUIRED_SCALES) -> Table:
     """The table of a file. Raises UserError as `load_table` does, and where it lacks a scale of `required`."""
     try:
-        text = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+        # OmegaConf's loader, because it refuses a key that is there twice.
+        text = yaml.load(path.read_text(encoding="utf-8"), get_yaml_loader())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(text, dict):
         raise UserError(
             f"{path} holds no table: it should be a mapping with title, rows, columns, runs, cells, scales."
@@ -298,7 +325,7 @@ def _explained(error: ValidationError) -> str:
             message = "is missing"
         else:
             given = item.get("input")
-            message += f" (it is {given!r})" if isinstance(given, str | int | float | bool) else ""
+            message += f" (it is {given!r})" if isinstance(given, str | int | float | None) else ""
         said.append(f"{key}: {message}" if key else message)
     more = len(error.errors()) - len(said)
     return "; ".join(said) + (f"; and {more} more" if more > 0 else "")
@@ -313,11 +340,15 @@ def _siblings(place: tuple) -> list[str]:
         "scales": Scale,
         "value": Value,
         "artifacts": Artifact,
+        "ranking": Ranking,
+    }
+    kinds |= {
+        get_args(claim.model_fields["kind"].annotation)[0]: claim for claim in get_args(get_args(Claim)[0])
     }
     for part in reversed(place[:-1]):
         if part in kinds:
             return list(kinds[part].model_fields)
-    return [] if "claims" in place else [name for name in Table.model_fields if name not in ("slug", "name")]
+    return [name for name in Table.model_fields if name not in ("slug", "name")]
 
 
 def _expanded_runs(runs: Any) -> dict[str, Any]:
@@ -345,14 +376,18 @@ def _each(name: str, node: Any, where: str) -> list[tuple[str, Any]]:
     A variable has a list of values, or a mapping from its values to further variables: `{mixup: {alpha: 1}, …}`.
     """
     if not isinstance(node, dict):
-        raise ValueError(f"{where}: it is a mapping")
+        raise ValueError(
+            f"{where}: it is a mapping such as {{{'overrides: […]' if name else 'row: …, column: …, run: …'}}}"
+        )
     node = dict(node)
     variables = node.pop("each", {})
     if not isinstance(variables, dict) or not all(
-        isinstance(values, list | dict) for values in variables.values()
+        isinstance(values, list)
+        or (isinstance(values, dict) and all(isinstance(more, dict | None) for more in values.values()))
+        for values in variables.values()
     ):
         raise ValueError(
-            f"{where}.each: it is a mapping from a variable to its values, each with further variables or not"
+            f"{where}.each: it is {{variable: [value, …]}}, or {{variable: {{value: {{further variable: …}}}}}}"
         )
     filled = []
     for values in itertools.product(*variables.values()):

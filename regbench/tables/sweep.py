@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from rich.progress import (
 )
 from rich.table import Table as RichTable
 
-from regbench.artifacts import fingerprint_of
 from regbench.errors import UserError, unknown
+from regbench.fingerprints import fingerprint_of
 from regbench.runs import DONE, FAILED, INTERRUPTED, LEFT, RUNNING, RunFolder, check_runs_dir
 from regbench.tables.measure import BLOCKED, is_stale, measure
 from regbench.tables.plan import NOT_RUNNABLE, Composer, Plan, PlannedRun, make_plan, quoted_value
@@ -120,6 +121,7 @@ def run_plan(plan: Plan, request: Request, runs_dir: Path, launch: Launch) -> di
 
 
 def _plan(table: Table, request: Request, composer: Composer, *, read_data: bool) -> Plan:
+    memory = Path(request.runs_dir).absolute() / ".fingerprints.json"
     return make_plan(
         table,
         request.scale,
@@ -127,7 +129,7 @@ def _plan(table: Table, request: Request, composer: Composer, *, read_data: bool
         overrides=request.overrides,
         seeds=request.seeds,
         only=request.only,
-        fingerprint=fingerprint_of if read_data else None,
+        fingerprint=partial(fingerprint_of, memory=memory) if read_data else None,
     )
 
 
@@ -180,6 +182,7 @@ def _job_overrides(run: PlannedRun, plan: Plan, request: Request, runs_dir: Path
     return [
         *run.overrides,
         *shown,
+        *(f"++artifacts.{role}.run={maker}" for role, maker in run.makers.items()),
         f"runs_dir={quoted_value(str(runs_dir))}",
         f"run_name={quoted_value(f'{run.name}-s{run.seed}')}",
         f"run_group={quoted_value(f'{plan.table.key}/{plan.scale}')}",
@@ -256,11 +259,10 @@ def _report(results: dict[str, Any], plan: Plan, request: Request, runs_dir: Pat
 
     folder = Path(request.reports_dir) / plan.table.slug / plan.table.name / plan.scale
     files = write_report(results, folder)
-    loggers = next((run.config["logger"] for run in plan.runs.values()), {})
-    if "wandb" in loggers:
+    if "wandb" in plan.logger:
         from regbench.tables.wandb_table import log_table
 
-        log_table(results, loggers["wandb"], folder)
+        log_table(results, plan.logger["wandb"], folder)
     show_results(results)
     print(f"\nReport: {next(path for path in files if path.suffix == '.html')}")
     if request.publish:

@@ -85,7 +85,8 @@ def judge(
         "note": "",
     }
     if missing := [shown[cell] for cell in compared if not values.get(cell)]:
-        return entry | {"note": f"Nothing is measured for {', '.join(missing)}."}
+        more = f" and {len(missing) - 2} other cells" if len(missing) > 3 else ""
+        return entry | {"note": f"Nothing is measured for {', '.join(missing[: 2 if more else 3])}{more}."}
     if claim.logs and (low := [shown[cell] for cell in compared if min(values[cell].values()) <= 0]):
         return entry | {"note": f"A ratio needs positive values; not all are in {', '.join(low)}."}
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from regbench.errors import UserError, unknown
+from regbench.tables.report import ranking
 from regbench.tables.report.view import Entry, Verdict, View, view
 
 _OPEN, _CLOSE = r"<!-- results:(?P<key>\S+) -->", "<!-- /results -->"
@@ -14,6 +15,8 @@ def markdown_tables(results: dict[str, Any]) -> str:
     """The table, its notes, the claims with their verdicts and the command that makes them."""
     shown = view(results)
     parts = [escape(results["about"])] if results["about"] else []
+    if "ranking" in results:
+        parts.append(ranking.markdown(results["ranking"]))
     parts += [_grid(results, shown), escape(shown.caption) + _notes(shown)]
     if shown.verdicts:
         parts.append(_claims(shown.verdicts))

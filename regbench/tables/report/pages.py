@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from regbench.tables.report import figure
+from regbench.tables.report import figure, ranking
 from regbench.tables.report.markdown import hours
 from regbench.tables.report.view import View, view
 
@@ -100,4 +100,5 @@ def _environment() -> Environment:
     )
     environment.filters["hours"] = hours
     environment.globals["marks"] = MARKS
+    environment.globals["ranked"] = ranking
     return environment

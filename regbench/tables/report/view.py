@@ -156,9 +156,9 @@ def _caption(results: dict[str, Any], seeds: set[int], published: bool) -> str:
         text += f"Measured: mean ± standard deviation over {max(seeds)} seeds."
     else:
         text += "Measured: mean ± standard deviation (seeds)."
-    if not published:
+    if not published and "ranking" not in results:
         text += " No published values are known."
-    elif results["scale"] != "paper":
+    elif published and results["scale"] != "paper":
         text += " Published values are at the paper's own scale: compare differences, not levels."
     return text
 
@@ -167,12 +167,14 @@ def _verdicts(claims: list[dict[str, Any]]) -> Iterable[Verdict]:
     for claim in claims:
         many = len(claim["parts"]) > 1
         means = {"all": " (in each)", "mean": " (in the mean)"}.get(claim["means"], "")
-        yield _verdict(claim, claim, says=claim["says"] + means, context=claim["context"], note=claim["note"])
+        yield verdict_in_words(
+            claim, claim, says=claim["says"] + means, context=claim["context"], note=claim["note"]
+        )
         for part in claim["parts"] if many else ():
-            yield _verdict(claim, part, says=part["place"], part=True)
+            yield verdict_in_words(claim, part, says=part["place"], part=True)
 
 
-def _verdict(claim: dict[str, Any], judged: dict[str, Any], **words: Any) -> Verdict:
+def verdict_in_words(claim: dict[str, Any], judged: dict[str, Any], **words: Any) -> Verdict:
     """`judged` is the claim or one of its parts. A difference has a sign and the table's unit; a ratio has no sign."""
     effect, interval = judged["effect"], judged["interval"]
     unit = DIFFERENCES.get(claim["unit"], claim["unit"])

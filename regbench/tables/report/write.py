@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regbench.files import write_whole
-from regbench.tables.report import pages
+from regbench.tables.report import pages, ranking
 from regbench.tables.report.latex import latex_tables
 from regbench.tables.report.markdown import escape, markdown_tables
 
@@ -48,6 +48,8 @@ def write_section(section: pages.Section, folder: Path, page: Any) -> list[Path]
     }
     if section.png:
         files |= {"figure.png": section.png, "figure.svg": section.svg}
+    if "ranking" in results:
+        files |= ranking.files(results["ranking"])
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
