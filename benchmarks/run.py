@@ -1,7 +1,7 @@
 """`make bench`: what RegBench costs over a bare PyTorch loop.
 
 Prints a table; a whole round also writes benchmarks/results/<device>.json.
-Give names of benchmarks to run only these: throughput overhead augmentation loss memory startup.
+Give names of benchmarks to run only these: throughput overhead augmentation loss memory startup sweep.
 """
 
 import json
@@ -160,7 +160,29 @@ def startup() -> list[tuple]:
     ]  # fmt: skip
 
 
-BENCHMARKS = {f.__name__: f for f in (throughput, overhead, augmentation, loss, memory, startup)}
+def sweep() -> list[tuple]:
+    import tables
+
+    with tempfile.TemporaryDirectory() as name:
+        added = tables.added_seconds(Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        table = tables.write_table(Path(name), 200)
+        tables.finish(Path(name), table)
+        reported = [tables.reproduce_seconds(Path(name), table) for _ in range(REPEATS)]
+    with tempfile.TemporaryDirectory() as name:
+        table = tables.write_table(Path(name), 1000)
+        planned = [tables.reproduce_seconds(Path(name), table, "status=true") for _ in range(REPEATS)]
+    return [
+        ("a cell in a sweep, one process: time beyond its run", spread(added, "s", 2), "<= 0.5 s",
+         statistics.median(added) <= 0.5),
+        ("reproduce on 200 finished cells, whole command", spread(reported, "s", 2), "< 3 s",
+         statistics.median(reported) < 3),
+        ("planning 1,000 cells (status=true), whole command", spread(planned, "s", 2), "< 5 s",
+         statistics.median(planned) < 5),
+    ]  # fmt: skip
+
+
+BENCHMARKS = {f.__name__: f for f in (throughput, overhead, augmentation, loss, memory, startup, sweep)}
 
 
 def main() -> int:

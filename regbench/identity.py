@@ -131,7 +131,7 @@ def code_fingerprint(slug: str) -> str:
             for node in ast.walk(tree):
                 body = getattr(node, "body", None)
                 if isinstance(body, list) and body and _is_docstring(body[0]):
-                    body[0] = ast.Pass()
+                    node.body = body[1:] or [ast.Pass()]
             digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:16]
 

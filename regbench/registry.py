@@ -104,12 +104,16 @@ def find(slug: str) -> Entry:
 
 
 def family_version(entry: Entry) -> int:
-    """The constant VERSION of the method's family's base.py, raised when a change there changes numbers; else 1."""
-    base = entry.path.parent / "base.py"
-    if base.is_file():
-        for node in ast.parse(base.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "VERSION":
-                return ast.literal_eval(node.value)
+    """The constant VERSION of the method's family's base.py, raised when a change there changes numbers; else 1.
+
+    A plug-in's method may belong to a family of its package, or to one of RegBench's.
+    """
+    family = entry.path.parent
+    for base in (family / "base.py", Path(__file__).parent / "regularizers" / family.name / "base.py"):
+        if base.is_file():
+            for node in ast.parse(base.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "VERSION":
+                    return ast.literal_eval(node.value)
     return 1
 
 

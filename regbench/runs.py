@@ -81,12 +81,10 @@ class RunFolder:
     def state(self) -> str:
         if self.result() is not None:
             return DONE
-        if self.failure() is not None:
-            return FAILED
-        if not self.path.is_dir():
-            return LEFT
         if self.locked():
             return RUNNING
+        if self.failure() is not None:
+            return FAILED
         return INTERRUPTED if self.checkpoint() else LEFT
 
     def locked(self) -> bool:

@@ -52,6 +52,9 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
     """
     start = time.perf_counter()
     check(cfg)
+    code = code_fingerprint(
+        cfg.regularizer.name
+    )  # as it is now: the files may be edited while the run goes on
     check_writable(run_dir)
     check_accelerator(cfg.accelerator)
     _quieten_libraries()
@@ -121,7 +124,7 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
                 "precision": cfg.accelerator.precision,
                 "versions": results.versions(),
                 "git_commit": results.git_commit(),
-                "code": code_fingerprint(method.slug),
+                "code": code,
                 "duration_s": round(time.perf_counter() - start, 3),
             }
             results.write_result(run_dir / "result.json", result)

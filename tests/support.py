@@ -2,12 +2,14 @@
 
 import csv
 import json
+import struct
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+BLOCK, WHOLE, LAST = 32768, 1, 4  # of W&B's own file
 QUICK = ["dataset=digits", "backbone=mlp", "trainer.max_epochs=1", "logger=none", "progress=none"]
 
 
@@ -22,6 +24,34 @@ def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
 def history(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def wandb_records(folder):
+    """The records of the offline run in the folder: W&B's file is a LevelDB log of protobuf messages.
+
+    After a header of 7 bytes come blocks of 32 KiB (the first one is shorter by the header) of pieces, each with
+    checksum (4 bytes), length (2), kind (1): a whole record, or the first, a middle or the last piece of one.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data, at, message = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = BLOCK - at % BLOCK
+        if left < 7:  # a piece's head does not fit: the rest of the block is padding
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        if kind == 0:
+            at += left
+            continue
+        message += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (WHOLE, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(message)
+            yield record
+            message = b""
 
 
 class StopAfter(pl.Callback):

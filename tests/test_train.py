@@ -178,3 +178,13 @@ def test_history_gets_the_checkpoints_row_where_a_kill_came_before_it_was_logged
         {"epoch": "0", "step": "9", "val/a": "1.0", "b": "2.0"},
         {"epoch": "1", "step": "19", "val/a": "3.0", "b": "4.0"},
     ]
+
+
+def test_multirun_over_every_regularizer_that_a_pattern_names(command, tmp_path):
+    pattern = "regularizer=glob(*mixup,exclude=manifold*)"
+    done = command("--multirun", pattern, "seed=1,2", *QUICK, "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(path.read_text())["config"] for path in sorted(tmp_path.glob("sweep/*/result.json"))]
+    assert {(c["regularizer"]["name"], c["seed"]) for c in found} == {
+        ("mixup", 1), ("mixup", 2), ("decoupled_mixup", 1), ("decoupled_mixup", 2)
+    }  # fmt: skip

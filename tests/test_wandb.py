@@ -1,49 +1,20 @@
 """What reaches W&B, read back from the offline run's own file; and the choice of loggers."""
 
 import json
-import struct
 
 import pytest
-from wandb.proto import wandb_internal_pb2
 
 from regbench.loggers import logged_in_to_wandb
-from support import QUICK
+from support import QUICK, wandb_records
 
-BLOCK, WHOLE, LAST = 32768, 1, 4
 ONE_EPOCH = [o for o in QUICK if not o.startswith("logger")]
-
-
-def records(folder):
-    """The records of the offline run in the folder: W&B's file is a LevelDB log of protobuf messages.
-
-    After a header of 7 bytes come blocks of 32 KiB (the first one is shorter by the header) of pieces, each with
-    checksum (4 bytes), length (2), kind (1): a whole record, or the first, a middle or the last piece of one.
-    """
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data, at, message = file.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = BLOCK - at % BLOCK
-        if left < 7:  # a piece's head does not fit: the rest of the block is padding
-            at += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        if kind == 0:
-            at += left
-            continue
-        message += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (WHOLE, LAST):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(message)
-            yield record
-            message = b""
 
 
 def test_an_offline_run_holds_config_metrics_images_confusion_and_table(train, tmp_path):
     code, folder = train(*ONE_EPOCH, "regularizer=mixup", "trainer.max_epochs=2", "run_name=my-run",
                          "logger.wandb.group=my-group", "logger.wandb.tags=[a,b]")  # fmt: skip
     assert code == 0
-    found = list(records(folder))
+    found = list(wandb_records(folder))
     run = next(record.run for record in found if record.HasField("run"))
     assert (run.display_name, run.run_group, set(run.tags), run.project) == (
         "my-run",

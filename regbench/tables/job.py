@@ -1,9 +1,11 @@
 """One run of a sweep, as a launcher's worker does it: in its folder, under its lock, from where it stopped."""
 
+import gc
 import logging
 import os
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -28,7 +30,11 @@ def job(cfg: DictConfig) -> str:
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     lock = folder.lock
-    if not lock.acquire():
+    for _ in range(3):  # who looks whether it is held, holds it for a moment
+        if lock.acquire():
+            break
+        time.sleep(0.1)
+    else:
         return RUNNING
     try:
         if folder.result() is not None:
@@ -47,6 +53,7 @@ def job(cfg: DictConfig) -> str:
             return FAILED
     finally:
         lock.release()
+        gc.collect()  # a run's networks hang in reference cycles, which would fill the memory of a worker run by run
 
 
 def _run(cfg: DictConfig, folder: RunFolder, overrides: list[str], lock: Lock) -> None:

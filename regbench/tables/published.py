@@ -1,6 +1,7 @@
 """What the project has measured itself: docs/results, the tables in the papers' pages, and the site."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from regbench import registry
 from regbench.errors import UserError
 from regbench.files import write_whole
 from regbench.paths import package_dir, shelf
-from regbench.tables.spec import load_table, table_files
+from regbench.tables.spec import Table, load_table, table_files
+
+PUBLISHED = re.compile(r"(<!-- published:(\w+) -->\n).*?(<!-- /published -->)", re.DOTALL)
 
 
 def docs_dir() -> Path:
@@ -28,8 +31,6 @@ def publish(results: dict[str, Any]) -> list[Path]:
     Raises:
         UserError: this RegBench is no checkout, or some runs are not finished.
     """
-    from regbench.tables.report import update_page
-
     docs = docs_dir()
     if not (docs.parent / "pyproject.toml").is_file():
         raise UserError(
@@ -42,16 +43,60 @@ def publish(results: dict[str, Any]) -> list[Path]:
     file = docs / "results" / results["slug"] / results["table"] / f"{results['scale']}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    written = [file]
-    page = docs / "papers" / f"{results['slug']}.md"
-    key = f"{results['table']}/{results['scale']}"
-    if page.is_file() and f"results:{key} " in (text := page.read_text(encoding="utf-8")):
-        of_paper = {
-            f"{r['table']}/{r['scale']}": r for r in load_results([docs / "results" / results["slug"]])
-        }
-        write_whole(page, update_page(text, of_paper))
-        written.append(page)
-    return written
+    return [file, *update_pages(results["slug"])]
+
+
+def update_pages(slug: str) -> list[Path]:
+    """Brings the generated parts of a paper's page up to date; returns the page where it changed.
+
+    Between `<!-- results:<table>/<scale> -->` and `<!-- /results -->` stands what was measured, between
+    `<!-- published:<table> -->` and `<!-- /published -->` what was published.
+    """
+    from regbench.tables.report import update_page
+
+    page = docs_dir() / "papers" / f"{slug}.md"
+    if not page.is_file():
+        return []
+    before = page.read_text(encoding="utf-8")
+    results = {f"{r['table']}/{r['scale']}": r for r in load_results([docs_dir() / "results" / slug])}
+    text = update_page(before, results)
+    text = PUBLISHED.sub(
+        lambda match: f"{match[1]}\n{published_markdown(load_table(f'{slug}/{match[2]}'))}\n{match[3]}", text
+    )
+    if text == before:
+        return []
+    write_whole(page, text)
+    return [page]
+
+
+def published_markdown(table: Table) -> str:
+    """The published values of a table as Markdown; rows and columns without any are left out."""
+    shown = {
+        (row, column): f"{'≈ ' if value['approximate'] else ''}{value['value']:.15g}"
+        for row in table.rows
+        for column in table.columns
+        if (value := table.published_value(row, column)) is not None
+    }
+    columns = [column for column in table.columns if any(place[1] == column for place in shown)]
+    decimals = max((len(text.partition(".")[2]) for text in shown.values()), default=0)
+    lines = [f"| {' | '.join([table.row_title, *(table.columns[column] for column in columns)])} |"]
+    lines.append("|---" + "|--:" * len(columns) + "|")
+    for row in table.rows:
+        if any(place[0] == row for place in shown):
+            values = (_padded(shown.get((row, column), ""), decimals) for column in columns)
+            lines.append(f"| {' | '.join([table.rows[row], *values])} |")
+    sources = dict.fromkeys(source.source for source in table.published)
+    unit = {"percent": ", in %"}.get(table.unit, f", in {table.unit}" if table.unit else "")
+    return "\n".join([*lines, "", f"{table.title}{unit}. Sources: {'; '.join(sources)}.", ""])
+
+
+def _padded(text: str, decimals: int) -> str:
+    """A published number with as many decimals as the table has: 79.5 beside 78.04 is 79.50."""
+    return (
+        f"{text}{'' if '.' in text else '.'}{'0' * (decimals - len(text.partition('.')[2]))}"
+        if text and decimals
+        else text
+    )
 
 
 def load_results(folders: Iterable[Path]) -> list[dict[str, Any]]:

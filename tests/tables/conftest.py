@@ -109,7 +109,11 @@ def plugin(tmp_path_factory) -> Path:
     folder.mkdir(parents=True)
     for path in (package, package / "regularizers", folder):
         (path / "__init__.py").touch()
-    options = {"distil": "weight: 0.5  # of the teacher's term; no unit", "teacher": "", "flaky": "extra: 0  # nothing"}
+    options = {
+        "distil": "weight: 0.5  # of the teacher's term; no unit",
+        "teacher": "",
+        "flaky": "extra: 0  # nothing",
+    }
     (package / "configs" / "regularizer").mkdir(parents=True)
     for name, source in {"distil": DISTIL, "teacher": TEACHER, "flaky": FLAKY}.items():
         (folder / f"{name}.py").write_text(source)
@@ -131,7 +135,9 @@ class Sweeps:
         self.fail = folder / "fail"
         self.environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(plugin), str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(plugin), str(ROOT), os.environ.get("PYTHONPATH")])
+            ),
             "OMP_NUM_THREADS": "1",
             "SWEEP_TEST_NOTES": str(self.notes),
             "SWEEP_TEST_FAIL": str(self.fail),
@@ -139,7 +145,9 @@ class Sweeps:
 
     def table(self, runs: dict, cells: list, *, seeds=1, overrides=(), name="mine", **more) -> str:
         """Writes a table's file; returns what `table=` takes. A run is a list of overrides, or a mapping."""
-        runs = {key: value if isinstance(value, dict) else {"overrides": value} for key, value in runs.items()}
+        runs = {
+            key: value if isinstance(value, dict) else {"overrides": value} for key, value in runs.items()
+        }
         text = {
             "title": "A table of the tests",
             "metric": "test/accuracy",
@@ -176,10 +184,10 @@ class Sweeps:
         return output
 
     def kill_amid(self, changes: int, delay: float, *arguments: str, **options) -> bool:
-        """SIGKILL for the sweep and all that it started, `delay` seconds after it has written so many checkpoints or results.
+        """SIGKILL for the sweep and what it started, `delay` seconds after so many new checkpoints or results.
 
-        False where the sweep had ended by itself. Counted in what it writes, and not in seconds alone, so that a slow machine
-        gets on too.
+        False where the sweep had ended by itself. Counted in what it writes, and not in seconds alone, so that a slow
+        machine gets on too.
         """
         process = self.start(*arguments, **options)
         before = self._written(**options)

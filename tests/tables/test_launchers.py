@@ -24,10 +24,8 @@ def assert_same_bits(sweeps, first: str, second: str, count: int) -> None:
     assert len(results[0]) == count
     for key in results[0]:
         assert results[0][key]["metrics"] == results[1][key]["metrics"]
-        weights = [
-            torch.load(sweeps.folder / runs / key / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-            for runs in (first, second)
-        ]
+        files = [sweeps.folder / runs / key / "checkpoints" / "last.ckpt" for runs in (first, second)]
+        weights = [torch.load(file, weights_only=True)["state_dict"] for file in files]
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
@@ -61,10 +59,11 @@ def ray_cluster(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     folder = tempfile.mkdtemp(prefix="ray")  # not pytest's: a socket's path may have 107 characters
-    command = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
-    command += ["--include-dashboard=false", "--object-store-memory=80000000", f"--temp-dir={folder}"]
+    command = [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", "--object-store-memory=80000000"]
+    command += [f"--temp-dir={folder}"]
     cluster = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield f"127.0.0.1:{port}"
+    yield f"127.0.0.1:{port}", folder
     cluster.terminate()  # takes the cluster's other processes with it
     cluster.wait(timeout=60)
     shutil.rmtree(folder, ignore_errors=True)
@@ -85,11 +84,12 @@ def test_processes_of_this_machine_give_the_same_bits(sweeps, launcher, options)
 
 @pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_bits(sweeps, ray_cluster):
+    address, folder = ray_cluster
     sweeps.environment |= {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     table = sweeps.table(RUNS, CELLS)
     sweeps.run(table, runs="basic")
-    sweeps.run(table, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={ray_cluster}",
-               "+hydra.launcher.ray.init.object_store_memory=null",
+    sweeps.run(table, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}",
+               "+hydra.launcher.ray.init.object_store_memory=null", f"+hydra.launcher.ray.init._temp_dir={folder}",
                "+hydra.launcher.ray.remote.num_cpus=1", runs="ray")  # fmt: skip
     assert launcher_of(sweeps, "ray") == {"ray"}
     assert_same_bits(sweeps, "basic", "ray", count=2)
@@ -106,7 +106,8 @@ def test_slurm_gives_the_same_bits(sweeps, slurm):
 
 @pytest.mark.slow
 def test_a_slurm_job_of_two_processes_gives_the_same_bits(sweeps, slurm):
-    table = sweeps.table({"none": RUNS["none"]}, CELLS[:1], overrides=["accelerator=ddp_cpu", "accelerator.devices=2"])
+    two = ["accelerator=ddp_cpu", "accelerator.devices=2"]
+    table = sweeps.table({"none": RUNS["none"]}, CELLS[:1], overrides=two)
     sweeps.run(table, runs="basic")
     sweeps.run(table, *SLURM, runs="slurm")
     assert_same_bits(sweeps, "basic", "slurm", count=1)
@@ -120,11 +121,12 @@ def test_a_requeued_slurm_job_goes_on_from_its_last_epoch(sweeps, slurm):
     sweep = sweeps.start(table, *SLURM, f"hydra.launcher.name={name}", "retries=0", runs="slurm")
 
     def rows() -> int:
-        return sum(len(path.read_text().splitlines()) - 1 for path in sweeps.folder.glob("slurm/*/metrics.csv"))
+        files = sweeps.folder.glob("slurm/*/metrics.csv")
+        return sum(len(file.read_text().splitlines()) - 1 for file in files)
 
     sweeps.wait_for(lambda: rows() >= 5, seconds=120)
-    listed = subprocess.run(["squeue", "--noheader", "--format=%A", f"--name={name}"], capture_output=True, text=True)
-    (job,) = listed.stdout.split()
+    query = ["squeue", "--noheader", "--format=%A", f"--name={name}"]
+    (job,) = subprocess.run(query, capture_output=True, text=True).stdout.split()
     subprocess.run(["scontrol", "requeue", job], check=True)
     left_at = rows()
     assert 5 <= left_at < 60

@@ -1,10 +1,14 @@
 """Sweeps as a user runs them: what is shared, what resumes, what fails, and what a SIGKILL leaves."""
 
 import csv
+import hashlib
+import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +33,9 @@ def test_a_table_is_run_reported_and_never_run_again(sweeps, command, tmp_path):
     assert len(files) == 4
     for cell in results["cells"]:
         for seed, (key,) in cell["runs"].items():
-            assert cell["values"][seed] == pytest.approx(100 * files[key]["metrics"]["test/accuracy"], abs=1e-4)
+            assert cell["values"][seed] == pytest.approx(
+                100 * files[key]["metrics"]["test/accuracy"], abs=1e-4
+            )
             assert files[key]["seed"] == int(seed)
     # A cell's printed command gives the run's numbers by itself.
     key = results["cells"][1]["runs"]["1"][0]
@@ -40,10 +46,11 @@ def test_a_table_is_run_reported_and_never_run_again(sweeps, command, tmp_path):
 
     # The same table again, and another with a run in common and in other words, run nothing that is finished.
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/result.json")}
-    assert "4 runs, 4 of them finished" in sweeps.run(table, "dataset.root=elsewhere", "trainer.log_every_n_steps=7")
-    other = sweeps.table({"plain": ["regularizer=none", "seeds.data=1"], "more": ["regularizer=none", "optimizer.lr=0.1"]},
-                         [{"row": "r", "column": "plain", "run": "plain"}, {"row": "r", "column": "more", "run": "more"}],
-                         seeds=[1], name="other")  # fmt: skip
+    harmless = ["dataset.root=elsewhere", "trainer.log_every_n_steps=7"]
+    assert "4 runs, 4 of them finished" in sweeps.run(table, *harmless)
+    runs = {"plain": ["regularizer=none", "seeds.data=1"], "more": ["regularizer=none", "optimizer.lr=0.1"]}
+    cells = [{"row": "r", "column": name, "run": name} for name in runs]
+    other = sweeps.table(runs, cells, seeds=[1], name="other")
     assert "2 runs, 1 of them finished" in sweeps.run(other)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert len(sweeps.result_files()) == 5
@@ -60,7 +67,7 @@ def test_a_failing_run_is_retried_then_shown_and_the_rest_goes_on(sweeps):
     assert (flaky["state"], none["state"]) == ("failed", "done")
     assert "told to fail" in flaky["why"]
     log = flaky["why"].partition("log: ")[2].rstrip(")")
-    assert "RuntimeError: told to fail" in open(log).read()
+    assert "RuntimeError: told to fail" in Path(log).read_text()
     assert log in output
     # As often as asked means in all: the same command shows it as failed, rerun=failed tries it again.
     sweeps.fail.unlink()
@@ -73,7 +80,10 @@ def test_a_failing_run_is_retried_then_shown_and_the_rest_goes_on(sweeps):
 ARTIFACT = {
     "teacher": ["regularizer=teacher"],
     "half": {"overrides": ["regularizer=distil"], "artifacts": {"teacher": {"run": "teacher"}}},
-    "full": {"overrides": ["regularizer=distil", "regularizer.weight=1.0"], "artifacts": {"teacher": {"run": "teacher"}}},
+    "full": {
+        "overrides": ["regularizer=distil", "regularizer.weight=1.0"],
+        "artifacts": {"teacher": {"run": "teacher"}},
+    },
 }
 STUDENTS = [{"row": "r", "column": name, "run": name} for name in ("half", "full")]
 
@@ -95,8 +105,9 @@ def test_two_sweeps_at_once_make_the_shared_teacher_once(sweeps):
 
 
 def test_train_makes_a_missing_artifact_first_and_says_so(sweeps):
-    command = [sys.executable, str(ROOT / "train.py"), "regularizer=distil", "accelerator.threads=1", "trainer.max_epochs=1",
-               "logger=none", "++artifacts.teacher.overrides=['regularizer=teacher','trainer.max_epochs=1']"]  # fmt: skip
+    own = ["regularizer=distil", "accelerator.threads=1", "trainer.max_epochs=1", "logger=none"]
+    maker = "++artifacts.teacher.overrides=['regularizer=teacher','trainer.max_epochs=1']"
+    command = [sys.executable, str(ROOT / "train.py"), *own, maker]
     options = {"cwd": sweeps.folder, "env": sweeps.environment, "capture_output": True, "text": True}
     first = subprocess.run(command, **options)
     assert first.returncode == 0, first.stderr
@@ -107,8 +118,6 @@ def test_train_makes_a_missing_artifact_first_and_says_so(sweeps):
     assert sweeps.noted().count("teacher") == 1
     (made,) = (p.parent for p in sweeps.folder.glob("runs/*/result.json"))
     # A checkpoint with its checksum does as well; another checksum is refused before any training.
-    import hashlib
-
     file = made / read_result(made)["tested"][0]
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
     given = [f"++artifacts.teacher.file={file}", f"++artifacts.teacher.sha256={sha}"]
@@ -124,7 +133,9 @@ def test_users_of_a_maker_that_fails_are_blocked(sweeps):
         "student": {"overrides": ["regularizer=distil"], "artifacts": {"teacher": {"run": "flaky"}}},
     }
     sweeps.fail.touch()
-    output = sweeps.run(sweeps.table(runs, [{"row": "r", "column": "c", "run": "student"}]), "retries=0", expect=1)
+    output = sweeps.run(
+        sweeps.table(runs, [{"row": "r", "column": "c", "run": "student"}]), "retries=0", expect=1
+    )
     (cell,) = sweeps.results()["cells"]
     assert cell["state"] == "blocked", output
     assert not [line for line in sweeps.noted() if line.startswith("distil")]
@@ -154,13 +165,22 @@ def test_a_run_feeds_many_cells_and_a_cell_is_a_fit_over_several_runs(sweeps):
 
 
 KILLS = 6
-LONG = ["regularizer=mixup", "backbone=mlp", "trainer.max_epochs=6", "dataset.train_size=400", "dataset.batch_size=50"]
+LONG = [
+    "regularizer=mixup",
+    "backbone=mlp",
+    "trainer.max_epochs=6",
+    "dataset.train_size=400",
+    "dataset.batch_size=50",
+]
 
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments_changes_nothing(sweeps):
     """A sweep that is killed again and again ends with the undisturbed sweep's numbers, bit for bit."""
-    runs = {"best": [*LONG, "checkpoint.select=best_val"], "last": [*LONG, "checkpoint.select=median_last_10"]}
+    runs = {
+        "best": [*LONG, "checkpoint.select=best_val"],
+        "last": [*LONG, "checkpoint.select=median_last_10"],
+    }
     cells = [{"row": name, "column": "a", "run": name} for name in runs]
     table = sweeps.table(runs, cells, seeds=2)
     sweeps.run(table, runs="undisturbed")
@@ -186,7 +206,9 @@ def test_sigkill_at_random_moments_changes_nothing(sweeps):
             assert not list(folder.rglob("*.part"))
         assert curves[0] == curves[1]
         weights = [
-            torch.load(sweeps.folder / name / key / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+            torch.load(sweeps.folder / name / key / "checkpoints" / "last.ckpt", weights_only=True)[
+                "state_dict"
+            ]
             for name in ("undisturbed", "killed")
         ]
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
@@ -218,7 +240,10 @@ def test_results_of_other_code_are_stale_and_run_anew_when_asked(sweeps):
 
 @pytest.mark.slow
 def test_a_cell_may_be_a_run_of_two_processes(sweeps):
-    runs = {"one": ["regularizer=none"], "two": ["regularizer=none", "accelerator=ddp_cpu", "accelerator.threads=1"]}
+    runs = {
+        "one": ["regularizer=none"],
+        "two": ["regularizer=none", "accelerator=ddp_cpu", "accelerator.threads=1"],
+    }
     cells = [{"row": name, "column": "a", "run": name} for name in runs]
     sweeps.run(sweeps.table(runs, cells))
     found = {r["device"] for r in sweeps.result_files().values()}
@@ -273,8 +298,6 @@ def test_a_mistake_is_explained_before_anything_is_run(monkeypatch, capsys, tmp_
 
 
 def test_a_full_disk_is_said(monkeypatch, tmp_path):
-    from pathlib import Path
-
     from regbench.errors import UserError
     from regbench.runs import check_runs_dir
 
@@ -287,8 +310,6 @@ def test_a_full_disk_is_said(monkeypatch, tmp_path):
 
 
 def test_each_worker_takes_a_gpu_of_its_own(monkeypatch, tmp_path):
-    import tempfile
-
     from regbench.composing import compose_config
     from regbench.tables import job
 
@@ -301,12 +322,12 @@ def test_each_worker_takes_a_gpu_of_its_own(monkeypatch, tmp_path):
         monkeypatch.setattr(job, "_gpu", None)
         job.take_gpu(cfg)
         held.append(job._gpu)
-        taken.append(__import__("os").environ["CUDA_VISIBLE_DEVICES"])
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert taken == ["4", "5", "6", "7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     held[2].release()  # the worker with the third GPU ends
     monkeypatch.setattr(job, "_gpu", None)
     job.take_gpu(cfg)
-    assert __import__("os").environ["CUDA_VISIBLE_DEVICES"] == "6"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
     job._gpu.release()
     shutil.rmtree(tmp_path, ignore_errors=True)

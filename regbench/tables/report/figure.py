@@ -47,9 +47,14 @@ def comparison(results: dict[str, Any]) -> "Figure | None":
     """Published (hollow) and measured (filled, ± standard deviation) values, a line for each row of the table.
 
     At scale `paper` both are on one axis. At any other scale data and network are not the paper's, so that levels
-    can't be compared: two panels share the rows, each with an axis of its own. None where there is no value at all.
+    can't be compared: two panels share the rows, each with an axis of its own. A column of another quantity than the
+    table's metric, such as a difference of two runs, is left out where others are not. None where there is no value.
     """
-    cells = results["cells"]
+    of_metric = {cell["column"] for cell in results["cells"] if cell["reduction"] in (results["metric"], "")}
+    shown = [column for column in results["columns"] if column["key"] in of_metric] or results["columns"]
+    keys = {column["key"] for column in shown}
+    cells = [cell for cell in results["cells"] if cell["column"] in keys]
+    results = {**results, "columns": shown, "cells": cells}
     published = any(cell["published"] for cell in cells)
     measured = any(cell["mean"] is not None for cell in cells)
     if not (published or measured):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from regbench.errors import UserError, unknown
+from regbench.errors import UserError
 from regbench.tables.report import ranking
 from regbench.tables.report.view import Entry, Verdict, View, view
 
@@ -29,10 +29,11 @@ def markdown_tables(results: dict[str, Any]) -> str:
 def update_page(text: str, results_by_key: Mapping[str, dict[str, Any]]) -> str:
     """The page with what stands between its markers replaced by the tables of today.
 
-    A block opens with `<!-- results:<table>/<scale> -->` and closes with `<!-- /results -->`.
+    A block opens with `<!-- results:<table>/<scale> -->` and closes with `<!-- /results -->`. One whose results are not
+    there is left as it is: it has not been measured yet.
 
     Raises:
-        UserError: a block names results that are not among `results_by_key`, or is not closed.
+        UserError: a block is not closed.
     """
 
     def block(match: re.Match[str]) -> str:
@@ -40,7 +41,7 @@ def update_page(text: str, results_by_key: Mapping[str, dict[str, Any]]) -> str:
         if match["body"] is None:
             raise UserError(f"The block '<!-- results:{key} -->' is not closed by '{_CLOSE}': add that line.")
         if key not in results_by_key:
-            raise unknown("result", key, results_by_key, "The page names it between its markers.")
+            return match[0]
         return f"<!-- results:{key} -->\n\n{markdown_tables(results_by_key[key])}\n{_CLOSE}"
 
     body = rf"(?P<body>(?:(?!<!-- results:).)*?)(?:{re.escape(_CLOSE)})"
