@@ -7,6 +7,7 @@ The table's rows are the methods' settings, its one column is the validation val
 import hashlib
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from regbench import registry
 from regbench.checks import check
 from regbench.errors import UserError, unknown
 from regbench.files import write_whole
-from regbench.tables.plan import Composer, composer, quoted
+from regbench.tables.plan import Composer, composer
 from regbench.tables.sweep import Request, as_seeds
 
 NAME = "compare"  # of the folder of comparisons, and of their tables' one scale
@@ -88,7 +89,7 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], Path]:
         seeds or range(SEEDS),
         baseline,
         config,
-        " ".join(["regbench compare", *map(quoted, asked)]),
+        " ".join(["regbench compare", *map(shlex.quote, asked)]),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

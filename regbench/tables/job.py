@@ -90,8 +90,12 @@ def _run_in_processes(cfg: DictConfig, folder: RunFolder, overrides: list[str], 
     place = [f"hydra.run.dir='{folder.path}'", *([f"ckpt_path='{cfg.ckpt_path}'"] if cfg.ckpt_path else [])]
     command = [sys.executable, str(script), *overrides, *place]
     output = folder.path / "output.log"
+    # In a SLURM job Lightning would take the job's one task for the number of processes.
+    environment = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
     with output.open("a") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
+        done = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock.fileno()]
+        )
     if done.returncode or folder.result() is None:
         last = output.read_text(errors="replace").strip().splitlines()[-1:]
         raise RuntimeError(f"{' '.join(last)} (exit code {done.returncode}; the whole output is in {output})")

@@ -116,7 +116,7 @@ class PlannedRun:
 
     @property
     def command(self) -> str:
-        return " ".join(["python train.py", *map(quoted, self.overrides)])
+        return " ".join(["python train.py", *map(shlex.quote, self.overrides)])
 
 
 @dataclass
@@ -285,12 +285,3 @@ def hydra_list(values: Iterable[str]) -> str:
 def quoted_value(value: str) -> str:
     """A string in Hydra's single quotes. Backslashes count there only before a quote or the end."""
     return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'") + "'"
-
-
-def quoted(argument: str) -> str:
-    """An argument as one types it in a shell: quoted only where the shell would take it apart.
-
-    >>> quoted("seed=1"), quoted("a={b: 1}")
-    ('seed=1', "'a={b: 1}'")
-    """
-    return shlex.quote(argument) if set(argument) & set(" \"'{}[]()$*?;&|<>`\\!#~") else argument
