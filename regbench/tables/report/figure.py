@@ -116,7 +116,9 @@ def curves(results: dict[str, Any]) -> Curves:
     import matplotlib as mpl
 
     over, along = ("row", "column") if len(results["columns"]) > 1 else ("column", "row")
-    keys = [item["key"] for item in results[f"{along}s"]]
+    with_curves = {cell[along] for cell in drawn}
+    items = [item for item in results[f"{along}s"] if item["key"] in with_curves]
+    keys = [item["key"] for item in items]
     panels = []
     with mpl.rc_context(STYLE):
         low, high = _range(drawn)
@@ -124,7 +126,7 @@ def curves(results: dict[str, Any]) -> Curves:
             lines = [(keys.index(cell[along]), cell["curve"]) for cell in drawn if cell[over] == place["key"]]
             if lines:
                 panels.append((place["label"], _panel(place["label"], lines, low, high)))
-    return Curves(panels, [item["label"] for item in results[f"{along}s"]])
+    return Curves(panels, [item["label"] for item in items])
 
 
 def colour(index: int) -> str:
