@@ -325,11 +325,24 @@ def _job(cfg):
         from regbench.artifacts import obtain
         from regbench.training import run
 
-        return run(cfg, _job.folder, obtain(cfg, run)).get(cfg.checkpoint.monitor)
+        run(cfg, _job.folder, obtain(cfg, run))
+        return _objective(_job.folder, cfg.checkpoint.monitor) if hydra_cfg.mode == RunMode.MULTIRUN else None
     except UserError as error:
         if hydra_cfg.mode == RunMode.MULTIRUN or cfg.debug:
             raise
         sys.exit(report(error))  # as an exception it would pass through Hydra, which prints a line of its own
+
+
+def _objective(folder: Path, monitor: str) -> float | None:
+    """The validation metric of the tested weights, which a search looks at; None where nothing was validated."""
+    from regbench.runs import RunFolder
+    from regbench.tables.ranking import validation
+    from regbench.tables.reductions import RunData
+
+    result = RunFolder(folder).result()
+    if result is None or result["data"]["val"] == 0:
+        return None
+    return validation([RunData(result, folder)], monitor)
 
 
 _job.started = False

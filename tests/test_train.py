@@ -188,3 +188,26 @@ def test_multirun_over_every_regularizer_that_a_pattern_names(command, tmp_path)
     assert {(c["regularizer"]["name"], c["seed"]) for c in found} == {
         ("mixup", 1), ("mixup", 2), ("decoupled_mixup", 1), ("decoupled_mixup", 2)
     }  # fmt: skip
+
+
+def test_an_optuna_search_over_a_regularizers_own_hyperparameters(command, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'regbench[optuna]'")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1",
+              "hydra.sweeper.direction=maximize", "hydra.sweep.dir=search"]  # fmt: skip
+    space = ["regularizer.eta=tag(log, interval(0.01, 1))", "regularizer.mode=choice(both,less,more)"]
+    done = command("--multirun", *search, "regularizer=decoupled_mixup", *space, *QUICK)
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load((tmp_path / "search" / "optimization_results.yaml").read_text())
+    tried = []
+    for path in tmp_path.glob("search/*/result.json"):
+        chosen = json.loads(path.read_text())["config"]["regularizer"]
+        best = max(float(row["val/accuracy"]) for row in history(path.parent) if row["val/accuracy"])
+        tried.append((best, chosen["eta"], chosen["mode"]))
+    assert len(tried) == 3
+    best = max(value for value, _, _ in tried)
+    assert found["best_value"] == pytest.approx(best, abs=1e-6)
+    params = found["best_params"]
+    of_the_best = [
+        (eta, mode) for value, eta, mode in tried if value == best
+    ]  # several may have the best value
+    assert (params["regularizer.eta"], params["regularizer.mode"]) in of_the_best
