@@ -109,9 +109,13 @@ def run_plan(plan: Plan, request: Request, runs_dir: Path, launch: Launch) -> di
         f"Runs lie in {runs_dir}.",
         flush=True,
     )
-    with _progress(plan, runs_dir):
-        for wave in _waves(plan):
-            _run_wave(wave, plan, request, runs_dir, launch)
+    try:
+        with _progress(plan, runs_dir):
+            for wave in _waves(plan):
+                _run_wave(wave, plan, request, runs_dir, launch)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on with what is left, from the last whole epoch of each run.")
+        raise
     results = measure(plan, runs_dir, request.command)
     _report(results, plan, request, runs_dir)
     unfinished = [run for run in results["runs"].values() if run["state"] != DONE]

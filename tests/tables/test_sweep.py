@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from regbench.tables.plan import composer, make_plan
+from regbench.tables.spec import load_table
+from regbench.tables.sweep import Request, run_plan
 from support import ROOT, read_result
 
 TWO = {"none": ["regularizer=none"], "smooth": ["regularizer=label_smoothing"]}
@@ -295,6 +298,19 @@ def test_a_mistake_is_explained_before_anything_is_run(monkeypatch, capsys, tmp_
     message = capsys.readouterr().err
     assert expected in message
     assert "Traceback" not in message
+
+
+def test_ctrl_c_says_how_to_go_on(sweeps, capsys):
+    path = sweeps.table({"none": ["regularizer=none"]}, CELLS[:1]).removeprefix("table=")
+    with composer() as compose:
+        plan = make_plan(load_table(path), "tiny", compose, fingerprint=lambda dataset: "its content")
+
+    def launch(jobs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(plan, Request(table=path, scale="tiny"), sweeps.folder / "runs", launch)
+    assert "The same command goes on with what is left" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_said(monkeypatch, tmp_path):
