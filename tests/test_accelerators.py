@@ -38,7 +38,7 @@ def test_double_precision_is_close_to_single(train):
 def test_channels_last_is_for_convolutional_networks(backbone, setting, expected):
     cfg = compose_config([f"backbone={backbone}", f"accelerator.channels_last={setting}"])
     network = backbones.build(dict(cfg.backbone), shape=(3, 32, 32), num_classes=10)
-    method = build_method(cfg, network, 10, {"order": 0})
+    method = build_method(cfg, network, 10, {"order": 0}, {})
     weight = next(m.weight for m in method.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last) == expected
 
