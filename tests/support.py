@@ -3,6 +3,7 @@
 import csv
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -26,8 +27,19 @@ def history(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def wandb_records(folder):
-    """The records of the offline run in the folder: W&B's file is a LevelDB log of protobuf messages.
+def wandb_records(folder: Path) -> list:
+    """The records of the offline run in the folder, once W&B's own process has written a finished run's last one."""
+    end = time.monotonic() + 30
+    while True:
+        records = list(_written_records(folder))
+        if any(record.HasField("exit") for record in records):
+            return records
+        assert time.monotonic() < end, f"the W&B run in {folder} has {len(records)} records and no end"
+        time.sleep(0.1)
+
+
+def _written_records(folder: Path):
+    """W&B's file is a LevelDB log of protobuf messages.
 
     After a header of 7 bytes come blocks of 32 KiB (the first one is shorter by the header) of pieces, each with
     checksum (4 bytes), length (2), kind (1): a whole record, or the first, a middle or the last piece of one.
@@ -45,6 +57,8 @@ def wandb_records(folder):
         if kind == 0:
             at += left
             continue
+        if at + 7 + length > len(data):  # the piece is still being written
+            return
         message += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (WHOLE, LAST):
