@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from rich.text import Text
 from regbench import registry
 from regbench.errors import UserError, unknown
 from regbench.paths import config_folders, configs_dir, shelf
+from regbench.terminal import plain_console
 
 NARROW = 100  # columns of a terminal below which lines with an indented text take the place of tables
 STOP_WORDS = {"a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "of", "on", "the", "to"}
@@ -113,7 +113,7 @@ def show_list(task: str | None = None, search: str | None = None) -> None:
     if not found:
         of, mentions = f" of the task {task}" if task else "", f" mentions '{search}'" if search else ""
         raise UserError(f"No method{of}{mentions}; `regbench list` shows them all.")
-    console = _console()
+    console = plain_console()
     names = ("slug", "task", "paper", "year", "dataset", "backbone")
     table = Table(*(Column(name, no_wrap=name != "paper") for name in names), box=None, pad_edge=False)
     for entry in found:
@@ -133,7 +133,7 @@ def show_list(task: str | None = None, search: str | None = None) -> None:
 
 def show_info(slug: str) -> None:
     """Prints claim, paper, hyperparameters, how to run the method, and the files that it consists of."""
-    entry, console, chosen = registry.find(slug), _console(), defaults(slug)
+    entry, console, chosen = registry.find(slug), plain_console(), defaults(slug)
     console.print(Text(slug, "bold"), f"({entry.task})")
     if paper := entry.paper:
         console.print(paper.title)
@@ -234,11 +234,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-
-
-def _console() -> Console:
-    # Piped output has no width of its own: a table cut at 80 columns would lose what a script looks for.
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    return console

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regbench.files import write_whole
+from regbench.paths import data_root
 
 DECODERS = ("numpy", "pillow", "pyarrow", "scikit-learn", "scikit-image", "mlxtend", "torchvision")
 MANY_FILES = 50_000  # a folder with more is not looked through: its loader does that as fast
@@ -50,7 +51,7 @@ def _state(dataset: Mapping[str, Any]) -> str | None:
             parts.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             parts.append(f"no {package}")
-    root = Path(dataset.get("root") or os.environ.get("REGBENCH_DATA") or "data").expanduser().absolute()
+    root = data_root(dataset.get("root")).absolute()
     parts.append(str(root))
     files = 0
     for folder, folders, names in os.walk(root):

@@ -1,6 +1,7 @@
 """Where configs and documents lie: in a wheel inside the package, in a checkout beside it; and plug-ins."""
 
 import importlib.util
+import os
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -28,6 +29,11 @@ def configs_dir() -> Path:
 def config_folders() -> list[Path]:
     """RegBench's `configs` folder and the plug-ins', in the order in which Hydra looks: the first wins."""
     return [configs_dir(), *(folder / "configs" for folder in plugins().values())]
+
+
+def data_root(root: str | os.PathLike | None) -> Path:
+    """The folder of downloaded sets: `root`, else the environment's REGBENCH_DATA, else ./data."""
+    return Path(root or os.environ.get("REGBENCH_DATA") or "data").expanduser()
 
 
 @cache

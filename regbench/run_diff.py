@@ -13,6 +13,7 @@ from regbench.composing import flat
 from regbench.errors import UserError
 from regbench.identity import HARMLESS, NEUTRAL, PARTS
 from regbench.runs import RESULT_KEYS
+from regbench.terminal import plain_console
 
 # The parts of a configuration that can change a run's numbers; the others say where things lie and what is shown.
 DECIDES = (*PARTS, "seed", "seeds", "artifacts", "ckpt_path", "test_only")
@@ -134,9 +135,7 @@ def _number(value: Any) -> str:
 
 def show_diff(left: Run, right: Run) -> None:
     """Prints where two runs differ, and what is the same."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 10_000  # a table cut at 80 columns would lose what a script looks for
+    console = plain_console()
     for side, run in (("left", left), ("right", right)):
         console.print(f"{side}: {run.folder}{'' if run.finished else ' (not finished)'}", soft_wrap=True)
 

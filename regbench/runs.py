@@ -63,10 +63,14 @@ class RunFolder:
         except (FileNotFoundError, ValueError):
             return None
 
+    def attempts(self) -> int:
+        """How often the run has failed since it was last forgiven."""
+        failure = self.failure()
+        return failure["attempts"] if failure else 0
+
     def fail(self, error: str) -> None:
         """Notes that the run has failed once more."""
-        attempts = (self.failure() or {"attempts": 0})["attempts"] + 1
-        content = {"attempts": attempts, "error": error, "log": str(self.path / "train.log")}
+        content = {"attempts": self.attempts() + 1, "error": error, "log": str(self.path / "train.log")}
         write_whole(self.path / "failed.json", json.dumps(content, indent=2) + "\n")
 
     def forgive(self) -> None:

@@ -7,9 +7,10 @@ import torch
 
 from regbench.data import parquet
 from regbench.data.download import download
-from regbench.data.files import damaged, data_root, missing, unpickle
+from regbench.data.files import damaged, missing, unpickle
 from regbench.data.sets import ImageSets, Split, in_memory
 from regbench.errors import UserError
+from regbench.paths import data_root
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

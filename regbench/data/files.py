@@ -36,11 +36,6 @@ CHUNK = 500  # pictures that a process decodes at a time
 Image.MAX_IMAGE_PIXELS = 10**9  # photographs; PIL's own limit warns at 90 million pixels
 
 
-def data_root(root: str | os.PathLike | None) -> Path:
-    """The folder of downloaded sets: `root`, else the environment's REGBENCH_DATA, else ./data."""
-    return Path(root or os.environ.get("REGBENCH_DATA") or "data").expanduser()
-
-
 def missing(name: str, root: Path, layouts: Sequence[str], reason: str = "") -> UserError:
     """The error for a set that is not under `root`, saying what would be read from where."""
     wanted = "; or ".join(layouts)

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regbench.data.files import cached, data_root, decode_all, missing, open_image, resize_and_crop
+from regbench.data.files import cached, decode_all, missing, open_image, resize_and_crop
 from regbench.data.sets import ImageSets, Split, fingerprint, in_memory, split_off
 from regbench.errors import UserError
+from regbench.paths import data_root
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 VAL_NAMES = ("val", "valid", "validation")

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from regbench.data.download import download
-from regbench.data.files import damaged, data_root, missing
+from regbench.data.files import damaged, missing
 from regbench.data.sets import ImageSets, Split, in_memory
 from regbench.errors import UserError
+from regbench.paths import data_root
 
 CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 SIZE = 96

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 
 from regbench.data import parquet
-from regbench.data.files import cached, damaged, data_root, missing
+from regbench.data.files import cached, damaged, missing
 from regbench.data.folders import PathImages, decode_split, scan
 from regbench.data.sets import ImageSets, Split, in_memory
 from regbench.errors import UserError
+from regbench.paths import data_root
 
 SIZE = 64
 

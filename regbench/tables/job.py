@@ -39,8 +39,8 @@ def job(cfg: DictConfig) -> str:
     try:
         if folder.result() is not None:
             return DONE
-        attempts = (folder.failure() or {"attempts": 0})["attempts"]
-        if attempts > hydra_cfg.sweeper.retries:  # another sweep has tried as often as it may be tried
+        # Another sweep may have tried as often as it may be tried.
+        if folder.attempts() > hydra_cfg.sweeper.retries:
             return FAILED
         logging.getLogger("regbench").setLevel(logging.INFO)
         try:

@@ -2,7 +2,7 @@
 
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,7 @@ def measure(plan: Plan, runs_dir: Path, command: str) -> dict[str, Any]:
     finished = {
         key: RunData(result, folder.path) for key, folder in folders.items() if (result := folder.result())
     }
-    states = {key: DONE if key in finished else folder.state() for key, folder in folders.items()}
-    for key, run in plan.runs.items():  # makers come before users
-        if states[key] != DONE and any(states[maker] in (FAILED, BLOCKED) for maker in run.makers.values()):
-            states[key] = BLOCKED
+    states = run_states(plan, folders, finished)
     rows, columns = _at_this_scale(plan)
     cells = [
         _cell(cell, plan, folders, finished, states, percent)
@@ -98,6 +95,15 @@ def measure(plan: Plan, runs_dir: Path, command: str) -> dict[str, Any]:
     if table.ranking is not None:
         add_ranking(results, table, finished)
     return results
+
+
+def run_states(plan: Plan, folders: Mapping[str, RunFolder], finished: Container[str] = ()) -> dict[str, str]:
+    """Each run's state; blocked where what it starts from failed. `finished` are known to be done: not read again."""
+    states = {key: DONE if key in finished else folder.state() for key, folder in folders.items()}
+    for key, run in plan.runs.items():  # makers come before users
+        if states[key] != DONE and any(states[maker] in (FAILED, BLOCKED) for maker in run.makers.values()):
+            states[key] = BLOCKED
+    return states
 
 
 def _at_this_scale(plan: Plan) -> tuple[list[str], list[str]]:

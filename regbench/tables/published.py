@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Column
 from rich.table import Table as RichTable
 
@@ -16,6 +15,7 @@ from regbench.errors import UserError
 from regbench.files import write_whole
 from regbench.paths import package_dir, shelf
 from regbench.tables.spec import Table, load_table, table_files
+from regbench.terminal import plain_console
 
 PUBLISHED = re.compile(r"(<!-- published:(\w+) -->\n).*?(<!-- /published -->)", re.DOTALL)
 
@@ -150,9 +150,7 @@ def make_site(folder: Path, more: Iterable[Path] = ()) -> Path:
 
 def show_tables() -> None:
     """Prints every table with its scales."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 10_000
+    console = plain_console()
     shown = RichTable(Column("table", no_wrap=True), "title", "scales (seeds)", box=None, pad_edge=False)
     for key in table_files():
         table = load_table(key)

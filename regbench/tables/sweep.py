@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,9 +28,10 @@ from rich.table import Table as RichTable
 from regbench.errors import UserError, unknown
 from regbench.fingerprints import fingerprint_of
 from regbench.runs import DONE, FAILED, INTERRUPTED, LEFT, RUNNING, RunFolder, check_runs_dir
-from regbench.tables.measure import BLOCKED, is_stale, measure
+from regbench.tables.measure import BLOCKED, is_stale, measure, run_states
 from regbench.tables.plan import NOT_RUNNABLE, Composer, Plan, PlannedRun, make_plan, quoted_value
 from regbench.tables.spec import Table, load_table
+from regbench.terminal import plain_console
 
 log = logging.getLogger("regbench")
 
@@ -157,9 +157,8 @@ def _run_wave(wave: list[str], plan: Plan, request: Request, runs_dir: Path, lau
         for key in wave:
             folder, run = RunFolder(runs_dir / key), plan.runs[key]
             blocked = any(RunFolder(runs_dir / maker).result() is None for maker in run.makers.values())
-            attempts = (folder.failure() or {"attempts": 0})["attempts"]
             # A run that ended without a result and without noting a failure was killed; it counts by its launches.
-            tried = max(attempts, launched[key]) > request.retries
+            tried = max(folder.attempts(), launched[key]) > request.retries
             if not blocked and not tried and folder.result() is None:
                 left.append(key)
         elsewhere = [key for key in left if RunFolder(runs_dir / key).locked()]
@@ -284,9 +283,7 @@ def show_results(results: dict[str, Any]) -> None:
     from regbench.tables.report.view import view
 
     shown = view(results)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 10_000  # a table cut at 80 columns would lose what a script looks for
+    console = plain_console()
     title = f"{results['title']}: scale {results['scale']}, {', '.join(results['data'])}"
     table = RichTable(results["row_title"], title=title, title_justify="left", box=None, header_style="bold")
     for column in shown.columns:
@@ -334,17 +331,12 @@ def _try(plan: Plan) -> None:
 def _show_status(plan: Plan, runs_dir: Path) -> None:
     """How many runs are in which state, which have failed, and the time still needed."""
     folders = {key: RunFolder(runs_dir / key) for key in plan.runs}
-    states = {key: folder.state() for key, folder in folders.items()}
-    for key, run in plan.runs.items():
-        if states[key] != DONE and any(states[maker] in (FAILED, BLOCKED) for maker in run.makers.values()):
-            states[key] = BLOCKED
-    table = RichTable(
-        "state", "runs", title=f"{plan.table.key}, scale {plan.scale}", title_justify="left", box=None
-    )
+    states = run_states(plan, folders)
+    print(f"{plan.table.key} at scale {plan.scale}, runs in {runs_dir}")
+    table = RichTable("state", "runs", box=None)
     for state in (DONE, RUNNING, INTERRUPTED, FAILED, BLOCKED, LEFT):
         table.add_row(state, str(sum(found == state for found in states.values())))
-    console = Console(highlight=False)
-    console.print(table)
+    plain_console().print(table)
     for key, state in states.items():
         if state == FAILED:
             failure = folders[key].failure()

@@ -4,12 +4,12 @@ import csv
 import io
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
 from regbench.tables.report import latex
 from regbench.tables.report.view import NOTHING, UNITS, verdict_in_words
 from regbench.tables.statistics import format_mean
+from regbench.terminal import plain_console
 
 FIELDS = ("method", "label", "budget", "mean", "sd", "difference", "low", "high", "level", "p", "verdict", "test_mean",
           "test_sd", "step_ms")  # fmt: skip
@@ -104,9 +104,7 @@ def files(ranking: dict[str, Any]) -> dict[str, str]:
 
 def show(ranking: dict[str, Any]) -> None:
     """Prints the ranking and what it says."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 10_000
+    console = plain_console()
     table = RichTable(box=None, header_style="bold", pad_edge=False)
     for i, title in enumerate(head(ranking)):
         table.add_column(title, justify="left" if i in (1, 6) else "right")
