@@ -1,5 +1,6 @@
 """RegBench without its command line: a method as a LightningModule on a network of one's own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ def create_method(slug: str, *, backbone: nn.Module, num_classes: int, **options
         backbone: maps images (B, C, H, W) to logits (B, num_classes).
         num_classes: number of classes C.
         **options: the method's hyperparameters (`regbench info <slug>`), and `optimizer` (makes an optimiser from
-            parameters), `scheduler` and `seed`, see `regbench.regularizers.base.Method`.
+            parameters), `scheduler` and `seed`, see `regbench.regularizers.base.Method`; `stack`, e.g.
+            ["weight_compander", {"orthogonal_conv": {"weight": 0.1}}].
 
     Raises:
         UserError: an unknown slug or hyperparameter, with the nearest names.
@@ -45,9 +47,8 @@ def create_method(slug: str, *, backbone: nn.Module, num_classes: int, **options
     return cls(backbone, num_classes, **options)
 
 
-def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Raises UserError, naming the first differences, where `state` is not of this module."""
-    own = module.state_dict()
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError, naming the first differences, where `state` does not fit a model's `own` state."""
     differences = [f"{name} is missing" for name in own if name not in state]
     differences += [f"{name} is unknown" for name in state if name not in own]
     differences += [

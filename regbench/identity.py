@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from regbench import registry, seeding
+from regbench import registry, seeding, stacking
 from regbench.composing import flat
 
 # What `training.run` reads of a configuration. Other keys (`run_name`, `runs_dir`, an experiment's tables of
@@ -86,12 +86,16 @@ def identity(config: Mapping[str, Any], data: str, artifacts: Mapping[str, str])
         if key in values and values[key] == neutral:
             del values[key]
     entry = registry.find(config["regularizer"]["name"])
+    versions = {"method": entry.version, "family": registry.family_version(entry)}
+    if stack := stacking.with_defaults(config.get("stack", ())):
+        values["stack"] = list(stack.items())
+        versions["stack"] = {slug: registry.find(slug).version for slug in stack}
     return {
         "config": values,
         "seeds": seeding.streams(config["seed"], config["seeds"]),
         "data": data,
         "artifacts": dict(artifacts),
-        "versions": {"method": entry.version, "family": registry.family_version(entry)},
+        "versions": versions,
     }
 
 
@@ -105,25 +109,39 @@ def hash_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@cache
-def code_fingerprint(slug: str) -> str:
-    """A hash of the code that makes the numbers of a method's runs: shared code, its family's base, its own file.
+def code_fingerprint(config: Mapping[str, Any]) -> str:
+    """A hash of the code that makes a run's numbers: shared code, the families' bases, the files of its methods, and
+    those of its measures.
 
     It is of the syntax trees without docstrings, so that comments, layout and documentation don't count.
+
+    Args:
+        config: the run's configuration; of it `regularizer.name`, `stack` and `callbacks` are looked at.
     """
+    callbacks = (config.get("callbacks") or {}).values()
+    targets = sorted({str(node.get("_target_", "")) for node in callbacks})
+    return _code_fingerprint(
+        (config["regularizer"]["name"], *stacking.read_stack(config.get("stack") or ())),
+        tuple(target for target in targets if target.startswith("regbench.measures.")),
+    )
+
+
+@cache
+def _code_fingerprint(slugs: tuple[str, ...], measures: tuple[str, ...]) -> str:
     root = Path(__file__).parent
-    entry = registry.find(slug)
     files = [root / name for name in ("training.py", "callbacks.py", "schedules.py", "seeding.py")]
     for folder in ("functional", "data", "backbones", "metrics"):
         files += (root / folder).rglob("*.py")
-    family = entry.path.parent.name  # a plug-in's method may belong to a family of RegBench's
-    files += [root / "regularizers" / "base.py", root / "regularizers" / family / "base.py"]
-    files += [entry.path.parent / "base.py", entry.path]
-    package = entry.path.parents[2]
-    if package != root:  # a plug-in's own parts
-        files += (
-            path for path in package.rglob("*.py") if "regularizers" not in path.relative_to(package).parts
-        )
+    files += [root / "measures" / f"{target.split('.')[2]}.py" for target in measures]
+    files.append(root / "regularizers" / "base.py")
+    for entry in map(registry.find, slugs):
+        family = entry.path.parent.name  # a plug-in's method may belong to a family of RegBench's
+        files += [root / "regularizers" / family / "base.py", entry.path.parent / "base.py", entry.path]
+        package = entry.path.parents[2]
+        if package != root:  # a plug-in's own parts
+            files += (
+                path for path in package.rglob("*.py") if "regularizers" not in path.relative_to(package).parts
+            )
     digest = hashlib.sha256()
     for path in sorted(set(files), key=str):
         if path.is_file():

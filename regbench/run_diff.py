@@ -16,7 +16,7 @@ from regbench.runs import RESULT_KEYS
 from regbench.terminal import plain_console
 
 # The parts of a configuration that can change a run's numbers; the others say where things lie and what is shown.
-DECIDES = (*PARTS, "seed", "seeds", "artifacts", "ckpt_path", "test_only")
+DECIDES = (*PARTS, "stack", "seed", "seeds", "artifacts", "ckpt_path", "test_only")
 MADE_BY = {"code": "code", "git_commit": "commit", "device": "device", "machine": "machine"}
 ABSENT = "–"
 _MISSING = object()

@@ -21,9 +21,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
-from regbench import backbones, registry, results, seeding
+from regbench import backbones, registry, results, seeding, stacking
 from regbench.api import check_state
-from regbench.backbones.backbone import as_backbone
+from regbench.backbones.backbone import Backbone, as_backbone
 from regbench.backbones.sync_batchnorm import synchronise_batchnorm
 from regbench.callbacks import EpochCheckpoint, LineProgress
 from regbench.checks import check, check_writable
@@ -33,6 +33,7 @@ from regbench.errors import UserError
 from regbench.files import write_whole
 from regbench.identity import code_fingerprint
 from regbench.loggers import History, WandbPictures
+from regbench.regularizers.classification.base import check_stack
 
 log = logging.getLogger("regbench")
 
@@ -52,9 +53,7 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
     """
     start = time.perf_counter()
     check(cfg)
-    code = code_fingerprint(
-        cfg.regularizer.name
-    )  # as it is now: the files may be edited while the run goes on
+    code = code_fingerprint(cfg)  # as it is now: the files may be edited while the run goes on
     check_writable(run_dir)
     check_accelerator(cfg.accelerator)
     _quieten_libraries()
@@ -62,6 +61,9 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
     if cfg.accelerator.threads:
         torch.set_num_threads(cfg.accelerator.threads)
     resolved = OmegaConf.to_container(cfg, resolve=True)
+    stack = stacking.with_defaults(resolved["stack"])
+    resolved["stack"] = [{slug: options} for slug, options in stack.items()]
+    check_stack(registry.load(cfg.regularizer.name), {slug: registry.load(slug) for slug in stack})
     seeds = seeding.streams(cfg.seed, resolved["seeds"])
 
     data = ImageDataModule(resolved["dataset"], seeds)
@@ -73,6 +75,8 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
         role: load_network(path, data.shape, data.num_classes) for role, path in (artifacts or {}).items()
     }
     method = build_method(cfg, backbone, data.num_classes, seeds, networks)
+    for member in method.members:
+        member.on_data(len(data.sets.train))
     checkpoint = read_checkpoint(cfg.ckpt_path, method, resolved) if cfg.ckpt_path else None
 
     history = History(run_dir / "metrics.csv")
@@ -91,7 +95,8 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
             write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
             size = sum(p.numel() for p in method.parameters()) / 1e6
             network = f"{resolved['backbone']['name']}, {size:.2f} M parameters"
-            log.info("%s\n%s on %s, in %s", describe_data(data.describe()), method.slug, network, run_dir)
+            slugs = " + ".join([method.slug, *stack])
+            log.info("%s\n%s on %s, in %s", describe_data(data.describe()), slugs, network, run_dir)
         for logger in loggers:
             logger.log_hyperparams(flat(resolved))
 
@@ -170,25 +175,30 @@ def describe_data(data: dict[str, Any]) -> str:
     return f"{line} {data['notes']}".strip()
 
 
-def load_network(path: Path, shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
-    """The trained network of a run's checkpoint, in evaluation mode and without gradients.
+def load_network(path: Path, shape: tuple[int, int, int], num_classes: int) -> Backbone:
+    """The trained network of a run's checkpoint, in evaluation mode and without gradients; see `Method.plain_backbone`.
 
     Raises:
         UserError: the file is no checkpoint of RegBench, or of a network for other images or classes.
     """
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        config = checkpoint["regbench"]["config"]["backbone"]
-        prefix = "backbone."
-        state = {
-            k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)
-        }
+        cfg = OmegaConf.create({"stack": [], **checkpoint["regbench"]["config"]})
+        prefix, state = "backbone.", checkpoint["state_dict"]
+        state = {name: value for name, value in state.items() if name.startswith(prefix)}
     except Exception as error:
         raise UserError(f"{path} is no checkpoint of RegBench ({type(error).__name__}: {error}).") from error
-    network = as_backbone(backbones.build(config, shape=shape, num_classes=num_classes))
-    check_state(network, state, str(path))
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
+
+    def build_network() -> Backbone:
+        return as_backbone(backbones.build(dict(cfg.backbone), shape=shape, num_classes=num_classes))
+
+    # The method is built too: it may have put its own into the network. What it started from is not needed for that.
+    networks = {role: build_network() for role in cfg.get("artifacts", {})}
+    method = build_method(cfg, build_network(), num_classes, seeding.streams(0), networks)
+    own = {name: value for name, value in method.state_dict().items() if name.startswith(prefix)}
+    check_state(own, state, str(path))
+    method.load_state_dict(state, strict=False)
+    return method.plain_backbone().eval().requires_grad_(False)
 
 
 def build_method(
@@ -200,13 +210,20 @@ def build_method(
 ) -> pl.LightningModule:
     """The LightningModule of `cfg.regularizer` with the optimiser and the schedule of the configuration."""
     cls = registry.load(cfg.regularizer.name)
-    if set(networks) != set(cls.artifacts):
+    stack = stacking.with_defaults(OmegaConf.to_container(cfg.stack, resolve=True))
+    roles = {slug: registry.load(slug).artifacts for slug in (cfg.regularizer.name, *stack)}
+    if set(networks) != set().union(*roles.values()):
         raise UserError(
-            f"regularizer={cfg.regularizer.name} starts from {', '.join(cls.artifacts) or 'no artifact'}, "
+            f"{' with '.join(roles)} starts from {', '.join(sum(roles.values(), ())) or 'no artifact'}, "
             f"but artifacts names {', '.join(networks) or 'none'}."
         )
     options = OmegaConf.to_container(cfg.regularizer, resolve=True)
     options.pop("name")
+    options |= {role: networks[role] for role in cls.artifacts}
+    if stack:
+        options["stack"] = [
+            {slug: own | {role: networks[role] for role in roles[slug]}} for slug, own in stack.items()
+        ]
     if cfg.optimizer is not None:
         options["optimizer"] = build(cfg.optimizer)
         try:
@@ -218,7 +235,7 @@ def build_method(
     if cfg.scheduler is not None:
         options["scheduler"] = OmegaConf.to_container(cfg.scheduler, resolve=True)
     method = cls(backbone, num_classes, seed=seeds["order"], clip=cfg.trainer.gradient_clip_val,
-                 accumulate=cfg.trainer.accumulate_grad_batches, **options, **networks)  # fmt: skip
+                 accumulate=cfg.trainer.accumulate_grad_batches, **options)  # fmt: skip
     channels_last = cfg.accelerator.channels_last
     if method.backbone.channels_last if channels_last == "auto" else channels_last:
         method = method.to(memory_format=torch.channels_last)
@@ -308,7 +325,7 @@ def read_checkpoint(path: str, method: pl.LightningModule, config: dict[str, Any
         state = checkpoint["state_dict"]
     except Exception as error:
         raise UserError(f"{path} is no checkpoint of RegBench ({type(error).__name__}: {error}).") from error
-    check_state(method, state, path)
+    check_state(method.state_dict(), state, path)
     before, now = (
         flat(c.get("dataset", {})) for c in (checkpoint.get("regbench", {}).get("config", {}), config)
     )

@@ -49,9 +49,9 @@ class ToyEntropy(ClassificationMethod):
         super().__init__(backbone, num_classes, **base)
         self.beta = beta
 
-    def objective(self, logits, label, partner):
+    def objective(self, logits, batch):
         log_p = F.log_softmax(logits, dim=1)
-        return F.nll_loss(log_p, label) + self.beta * (log_p.exp() * log_p).sum(dim=1).mean()
+        return F.nll_loss(log_p, batch.label) + self.beta * (log_p.exp() * log_p).sum(dim=1).mean()
 '''
 PARTS = '''
 import torch

@@ -1,5 +1,6 @@
 """What every method shares, whatever its family: optimiser and schedule, random streams, and the check of the loss."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -7,9 +8,10 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from regbench import seeding
-from regbench.backbones.backbone import as_backbone
+from regbench.backbones.backbone import Backbone, as_backbone
 from regbench.errors import UserError
 from regbench.schedules import lr_factor
 
@@ -69,10 +71,48 @@ class Method(pl.LightningModule):
         """The loss (scalar) of one batch; usable in a plain PyTorch loop too."""
         raise NotImplementedError(f"{type(self).__name__} defines no training_loss")
 
+    @property
+    def members(self) -> list["Method"]:
+        """The method itself, and those that are stacked on it."""
+        return [self]
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs that training takes; 1 outside a trainer."""
+        return self.trainer.max_epochs if self._trainer is not None else 1
+
+    def on_data(self, train_size: int) -> None:
+        """Called once before training, testing or a checkpoint is read, with the number of training samples.
+
+        For methods that keep something of each sample. In a loop of one's own call it for each of `members`.
+        """
+
+    def parameter_options(self) -> list[dict[str, Any]]:
+        """Parameters of the method's own with other options of the optimiser than the rest, e.g.
+        [{"params": [...], "weight_decay": 0.0, "lr_factor": 0.1}]; `lr_factor` multiplies the learning rate.
+        """
+        return []
+
+    def plain_backbone(self) -> Backbone:
+        """The network as it is tested, a copy without anything of the method's in it: reparameterised weights are
+        folded into plain ones.
+        """
+        network = copy.deepcopy(self.backbone)
+        for module in network.modules():
+            if parametrize.is_parametrized(module):
+                for name in list(module.parametrizations):
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        return network
+
     # Optimisation
 
     def configure_optimizers(self):
-        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        groups = [dict(group) for member in self.members for group in member.parameter_options()]
+        own = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+        optimizer = self._make_optimizer([{"params": rest}, *groups] if groups else rest)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_factor", 1.0)
         if self._schedule["name"] == "constant" and not self._schedule.get("warmup_epochs"):
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)

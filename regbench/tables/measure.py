@@ -218,4 +218,4 @@ def _run(run: PlannedRun, state: str, finished: RunData | None) -> dict[str, Any
 
 def is_stale(result: Mapping[str, Any]) -> bool:
     """Whether the code that made a result is not the code that is here now."""
-    return result.get("code") != code_fingerprint(result["config"]["regularizer"]["name"])
+    return result.get("code") != code_fingerprint(result["config"])

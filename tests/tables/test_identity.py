@@ -173,7 +173,8 @@ def code(monkeypatch, tmp_path):
             text = (package / file).read_text(encoding="utf-8")
             assert old in text
             (package / file).write_text(text.replace(old, new, 1) if old else text + new, encoding="utf-8")
-        return code_fingerprint.__wrapped__(slug)
+        module._code_fingerprint.cache_clear()
+        return code_fingerprint({"regularizer": {"name": slug}})
 
     return call
 

@@ -69,7 +69,7 @@ def finish(tmp_path):
             "machine": "2 cores",
             "device": "cpu (1 threads)",
             "git_commit": "abc",
-            "code": code_fingerprint("none"),
+            "code": code_fingerprint({"regularizer": {"name": "none"}}),
         }
         (tmp_path / key / "result.json").write_text(json.dumps(result | more))
         if curve:
@@ -142,7 +142,7 @@ def test_the_whole_of_the_results(tmp_path, finish):
         "duration_s": 1.5,
         "config_hash": "plain-0",
         "commit": "abc",
-        "code": code_fingerprint("none"),
+        "code": code_fingerprint({"regularizer": {"name": "none"}}),
         "machine": "2 cores",
         "device": "cpu (1 threads)",
         "command": "python train.py name=plain seed=0",
@@ -353,7 +353,8 @@ def test_a_damaged_result_is_moved_aside_and_its_run_is_left(tmp_path, finish, c
 
 
 def test_stale_is_what_other_code_made():
-    result = {"config": {"regularizer": {"name": "mixup"}}, "code": code_fingerprint("mixup")}
+    config = {"regularizer": {"name": "mixup"}}
+    result = {"config": config, "code": code_fingerprint(config)}
     assert not is_stale(result)
-    assert is_stale(result | {"code": code_fingerprint("cutmix")})
+    assert is_stale(result | {"code": code_fingerprint({"regularizer": {"name": "cutmix"}})})
     assert is_stale({"config": result["config"]})

@@ -32,5 +32,5 @@ class CutMix(ClassificationMethod):
         super().__init__(backbone, num_classes, **base)
         self.draw = mixing.bind("cutmix", {"alpha": alpha})
 
-    def mix(self, image: Tensor) -> Draw:
+    def mix(self, image: Tensor, label: Tensor) -> Draw:
         return self.draw(image, self.generator("mix"))

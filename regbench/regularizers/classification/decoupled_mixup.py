@@ -12,7 +12,7 @@ from regbench.functional import mixing
 from regbench.functional.losses import mixup_cross_entropy
 from regbench.functional.mixing import Draw
 from regbench.registry import Paper, register
-from regbench.regularizers.classification.base import ClassificationMethod, Partner
+from regbench.regularizers.classification.base import Batch, ClassificationMethod
 
 LOSSES = ("ce", "bce")
 MODES = ("both", "less", "more")
@@ -191,11 +191,11 @@ class DecoupledMixup(ClassificationMethod):
             )
         self.loss, self.eta, self.mode, self.t, self.xi = loss, eta, mode, t, xi
 
-    def mix(self, image: Tensor) -> Draw:
+    def mix(self, image: Tensor, label: Tensor) -> Draw:
         return self.draw(image, self.generator("mix"))
 
-    def objective(self, logits: Tensor, label: Tensor, partner: Partner) -> Tensor:
-        pair = logits, label, partner.label, partner.lam
+    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+        pair = logits, batch.label, batch.partner.label, batch.partner.lam
         if self.loss == "bce":
             return decoupled_mixup_binary_cross_entropy(*pair, t=self.t, xi=self.xi)
         return decoupled_mixup_cross_entropy(*pair, eta=self.eta, mode=self.mode, t=self.t, xi=self.xi)

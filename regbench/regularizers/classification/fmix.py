@@ -36,5 +36,5 @@ class FMix(ClassificationMethod):
         super().__init__(backbone, num_classes, **base)
         self.draw = mixing.bind("fmix", {"alpha": alpha, "decay": decay})
 
-    def mix(self, image: Tensor) -> Draw:
+    def mix(self, image: Tensor, label: Tensor) -> Draw:
         return self.draw(image, self.generator("mix"))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from regbench.errors import UserError
 from regbench.registry import Paper, register
-from regbench.regularizers.classification.base import ClassificationMethod, Partner
+from regbench.regularizers.classification.base import Batch, ClassificationMethod
 
 
 @register(
@@ -33,9 +33,9 @@ class LabelSmoothing(ClassificationMethod):
             raise UserError(f"smoothing={smoothing}: the weight moved to all classes must lie in [0, 1].")
         self.smoothing = smoothing
 
-    def objective(self, logits: Tensor, label: Tensor, partner: Partner | None) -> Tensor:
-        loss = F.cross_entropy(logits, label, label_smoothing=self.smoothing)
-        if partner is None:
+    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+        loss = F.cross_entropy(logits, batch.label, label_smoothing=self.smoothing)
+        if batch.partner is None:
             return loss
-        other = F.cross_entropy(logits, partner.label, label_smoothing=self.smoothing)
-        return partner.lam * loss + (1 - partner.lam) * other
+        other = F.cross_entropy(logits, batch.partner.label, label_smoothing=self.smoothing)
+        return batch.partner.lam * loss + (1 - batch.partner.lam) * other

@@ -46,5 +46,5 @@ class ManifoldMixup(ClassificationMethod):
             "manifold_mixup", {"alpha": alpha, "layers": tuple(layers)}, stages=len(self.backbone.stages)
         )
 
-    def mix(self, image: Tensor) -> Draw:
+    def mix(self, image: Tensor, label: Tensor) -> Draw:
         return self.draw(image, self.generator("mix"))

@@ -50,5 +50,5 @@ class ResizeMix(ClassificationMethod):
             {"scope": tuple(scope), "use_alpha": use_alpha, "alpha": alpha, "interpolation": interpolation},
         )
 
-    def mix(self, image: Tensor) -> Draw:
+    def mix(self, image: Tensor, label: Tensor) -> Draw:
         return self.draw(image, self.generator("mix"))

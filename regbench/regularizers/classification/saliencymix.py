@@ -41,5 +41,5 @@ class SaliencyMix(ClassificationMethod):
         super().__init__(backbone, num_classes, **base)
         self.draw = mixing.bind("saliencymix", {"alpha": alpha, "saliency": saliency})
 
-    def mix(self, image: Tensor) -> Draw:
+    def mix(self, image: Tensor, label: Tensor) -> Draw:
         return self.draw(image, self.generator("mix"))

@@ -8,7 +8,7 @@ from torch import nn
 from regbench import registry
 from regbench.errors import UserError
 from regbench.functional import mixing
-from regbench.regularizers.classification.base import Partner
+from regbench.regularizers.classification.base import Batch, Partner
 
 MIXING = ("mixup", "cutmix", "manifold_mixup", "resizemix", "fmix", "saliencymix")
 
@@ -62,8 +62,8 @@ def test_label_smoothing_of_a_mixed_batch_smooths_both_labels(batch):
     logits = method(draw.mix(image))
     one_hot = F.one_hot(label, 5).float()
     target = 0.8 * (draw.lam * one_hot + (1 - draw.lam) * one_hot[draw.partner]) + 0.2 / 5
-    partner = Partner(label[draw.partner], draw.lam)
-    assert method.objective(logits, label, partner).item() == pytest.approx(
+    mixed = Batch(draw.mix(image), label, Partner(label[draw.partner], draw.lam))
+    assert method.objective(logits, mixed).item() == pytest.approx(
         F.cross_entropy(logits, target).item(), abs=1e-6
     )
 
@@ -73,7 +73,7 @@ def test_mixing_methods_compute_soft_cross_entropy_of_the_mixed_batch(batch, slu
     image, label = batch
     for seed in range(4):
         method = create(slug, seed=seed)
-        draw = create(slug, seed=seed).mix(image)  # the same seed: the same draw
+        draw = create(slug, seed=seed).mix(image, label)  # the same seed: the same draw
         network = method.backbone.network
         x = draw.mix(image) if draw.layer == 0 else image
         x = draw.mix(network.layer1(x)) if draw.layer == 1 else network.layer1(x)

@@ -192,7 +192,7 @@ def batch():
 def test_training_loss_is_the_formula_on_the_mixed_batch(policy, loss):
     image, label = batch()
     method = network(policy=policy, loss=loss, eta=0.3, mode="both", t=0.5, xi=0.8)
-    draw = network(policy=policy).mix(image)  # the same seed: the same draw
+    draw = network(policy=policy).mix(image, label)  # the same seed: the same draw
     logits = method.backbone(draw.mix(image))
     partner = label[draw.partner]
     if loss == "ce":
@@ -205,9 +205,9 @@ def test_training_loss_is_the_formula_on_the_mixed_batch(policy, loss):
 
 
 def test_policy_options_reach_the_policy():
-    image, _ = batch()
+    image, label = batch()
     draws = [
-        network(policy="resizemix", policy_options={"scope": (0.9, 0.9)}, seed=s).mix(image).lam
+        network(policy="resizemix", policy_options={"scope": (0.9, 0.9)}, seed=s).mix(image, label).lam
         for s in range(20)
     ]
     # τ = 0.9 on 8 pixels: sides int(7.2) // 2 · 2 = 6; the smallest share is 1 − 36 / 64
