@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from regbench import catalogue, registry
 from regbench.errors import UserError, unknown
+from regbench.stacking import with_defaults
 
 SELECTIONS = ("last", "best_val", "median_last_10")
 PROGRESS = ("auto", "bar", "lines", "none")
@@ -16,11 +17,12 @@ PROGRESS = ("auto", "bar", "lines", "none")
 def check(cfg: DictConfig) -> None:
     """Raises UserError for the first mistake found in a composed configuration."""
     try:
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"The configuration can't be resolved: {' '.join(str(error).split())}.") from error
     entry = registry.find(cfg.regularizer.name)
     _check_task(entry, cfg)
+    with_defaults(values["stack"])
     select = cfg.checkpoint.select
     if select not in SELECTIONS:
         raise unknown("checkpoint.select", str(select), SELECTIONS)

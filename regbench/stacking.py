@@ -1,7 +1,7 @@
 """The value of `stack`: which methods stand on top of the chosen one, with which options.
 
-It is a plain value, `stack=[weight_compander,{orthogonal_conv:{weight:0.1}}]`, because composing the stacked methods' own
-config files would let their dataset and backbone beat the chosen ones.
+It is a plain value, `stack=[weight_compander,{orthogonal_conv:{weight:0.1}}]`, because composing the stacked methods'
+own config files would let their dataset and backbone beat the chosen ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def read_stack(stack: Sequence[str | Mapping[str, Mapping[str, Any]]]) -> dict[s
     {'weight_compander': {}, 'orthogonal_conv': {'weight': 0.1}}
     """
     if isinstance(stack, str | Mapping) or not isinstance(stack, Sequence):
-        raise UserError(f"stack={stack} is a list, such as stack=[weight_compander,{{orthogonal_conv:{{weight:0.1}}}}].")
+        raise UserError(f"stack={stack} must be a list: stack=[weight_compander,{{orthogonal_conv:{{weight:0.1}}}}].")
     found: dict[str, dict[str, Any]] = {}
     for item in stack:
         entry = {item: {}} if isinstance(item, str) else item

@@ -157,10 +157,7 @@ class ClassificationMethod(Method):
 
     def _objective_of(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
         image, label = batch_fields(batch, ("image", "label"))
-        if isinstance(batch, Mapping):
-            index = batch.get("index")
-        else:
-            index = batch[2] if len(batch) > 2 else None
+        index = batch.get("index") if isinstance(batch, Mapping) else next(iter(batch[2:3]), None)
         objective = self._objective
         # With several processes the global batch is mixed, so that together they do what one process does.
         draw, whole = None, image
@@ -259,4 +256,5 @@ def check_stack(host: type[ClassificationMethod], parts: Mapping[str, type[Metho
             raise UserError(f"{one} and {other} both own the objective; stack at most one method that does.")
     for mixer, owner in ((a, b) for a in members for b in members if a != b):
         if "mix" in hooks_of(members[mixer]) and not members[owner].objective_takes_mixed:
-            raise UserError(f"{owner} can't be combined with {mixer}, which mixes the batch: {members[owner].why_not_mixed}.")
+            reason = members[owner].why_not_mixed
+            raise UserError(f"{owner} can't be combined with {mixer}, which mixes the batch: {reason}.")
