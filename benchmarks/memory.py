@@ -25,6 +25,13 @@ def resident() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
+def peak() -> float:
+    """Not getrusage's ru_maxrss: a process inherits that of the one that started it."""
+    with open("/proc/self/status") as file:
+        (found,) = (line.split()[1] for line in file if line.startswith("VmHWM"))
+    return int(found) / 1024
+
+
 if __name__ == "__main__":
     kind, backbone, dataset, steps = sys.argv[1:]
     before = resident()
@@ -37,7 +44,4 @@ if __name__ == "__main__":
         )
     else:
         train_run(cfg)
-    # Not getrusage's ru_maxrss: a process inherits that of the one that started it.
-    with open("/proc/self/status") as file:
-        (peak,) = (line.split()[1] for line in file if line.startswith("VmHWM"))
-    print(int(peak) / 1024 - before)
+    print(peak() - before)

@@ -1,7 +1,8 @@
 """`make bench`: what RegBench costs over a bare PyTorch loop.
 
 Prints a table; a whole round also writes benchmarks/results/<device>.json.
-Give names of benchmarks to run only these: throughput overhead augmentation loss memory startup sweep.
+Give names of benchmarks to run only these: throughput overhead augmentation loss orthogonal
+memory startup sweep methods.
 """
 
 import json
@@ -182,7 +183,29 @@ def sweep() -> list[tuple]:
     ]  # fmt: skip
 
 
-BENCHMARKS = {f.__name__: f for f in (throughput, overhead, augmentation, loss, memory, startup, sweep)}
+def orthogonal() -> list[tuple]:
+    import orthogonal
+
+    return orthogonal.rows()
+
+
+def methods() -> list[tuple]:
+    """Also fills `costs`, from which the papers' pages are made."""
+    from methods import costs as measure
+
+    costs.update(measure())
+    return [
+        (f"{slug} on {c['dataset']}, {c['backbone']}: a step beside {c['over']}'s, and peak memory beyond it",
+         f"{c['step_ms']} ms, {c['times']} times; {c['mib'] - c['plain_mib']:+.1f} MiB", "", None)
+        for slug, c in costs.items()
+    ]  # fmt: skip
+
+
+costs: dict[str, dict] = {}
+BENCHMARKS = {
+    f.__name__: f
+    for f in (throughput, overhead, augmentation, loss, orthogonal, memory, startup, sweep, methods)
+}
 
 
 def main() -> int:
@@ -207,6 +230,7 @@ def main() -> int:
             "versions": results.versions(),
             "git_commit": results.git_commit(),
             "rows": [dict(zip(("what", "measured", "wanted", "reached"), row, strict=True)) for row in rows],
+            "methods": costs,
         }
         (HERE / "results").mkdir(exist_ok=True)
         write_whole(HERE / "results" / f"{name}.json", json.dumps(out, indent=2, ensure_ascii=False) + "\n")

@@ -17,6 +17,8 @@ from regbench.paths import package_dir, shelf
 from regbench.tables.spec import Table, load_table, table_files
 from regbench.terminal import plain_console
 
+STACKING = "stacking"  # configs/table/stacking: tables of several methods, which are of no paper
+COST = re.compile(r"(<!-- cost -->\n).*?(<!-- /cost -->)", re.DOTALL)
 PUBLISHED = re.compile(r"(<!-- published:(\w+) -->\n).*?(<!-- /published -->)", re.DOTALL)
 
 
@@ -50,7 +52,8 @@ def update_pages(slug: str) -> list[Path]:
     """Brings the generated parts of a paper's page up to date; returns the page where it changed.
 
     Between `<!-- results:<table>/<scale> -->` and `<!-- /results -->` stands what was measured, between
-    `<!-- published:<table> -->` and `<!-- /published -->` what was published.
+    `<!-- published:<table> -->` and `<!-- /published -->` what was published, between `<!-- cost -->` and
+    `<!-- /cost -->` what `make bench` measured.
     """
     from regbench.tables.report import update_page
 
@@ -63,6 +66,7 @@ def update_pages(slug: str) -> list[Path]:
     text = PUBLISHED.sub(
         lambda match: f"{match[1]}\n{published_markdown(load_table(f'{slug}/{match[2]}'))}\n{match[3]}", text
     )
+    text = COST.sub(lambda match: f"{match[1]}\n{cost_markdown(slug)}\n{match[2]}", text)
     if text == before:
         return []
     write_whole(page, text)
@@ -88,6 +92,26 @@ def published_markdown(table: Table) -> str:
     sources = dict.fromkeys(source.source for source in table.published)
     unit = {"percent": ", in %"}.get(table.unit, f", in {table.unit}" if table.unit else "")
     return "\n".join([*lines, "", f"{table.title}{unit}. Sources: {'; '.join(sources)}.", ""])
+
+
+def cost_markdown(slug: str) -> str:
+    """What a method's step costs beside plain training's, as `make bench` measured it, as Markdown."""
+    lines = ["| device | data, network, batch | step | plain training | ratio | peak memory beyond plain training |",
+             "|---|---|--:|--:|--:|--:|"]  # fmt: skip
+    for path in sorted((docs_dir().parent / "benchmarks" / "results").glob("*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        if cost := measured.get("methods", {}).get(slug):
+            place = f"{cost['dataset']}, {cost['backbone']}, {cost['batch_size']}"
+            over = "" if cost["over"] == "none" else f" ({cost['over']})"
+            lines.append(
+                f"| {measured['device']} | {place} | {cost['step_ms']:.1f} ms | {cost['plain_ms']:.1f} ms{over} "
+                f"| {cost['times']:.2f} | {cost['mib'] - cost['plain_mib']:+.1f} MiB of {cost['plain_mib']:.0f} |"
+            )
+    if len(lines) == 2:
+        return "Not measured yet: `make bench`.\n"
+    return "\n".join(
+        [*lines, "", "Medians; network, images and optimiser included. `make bench` measures it.", ""]
+    )
 
 
 def _padded(text: str, decimals: int) -> str:
@@ -140,10 +164,25 @@ def make_site(folder: Path, more: Iterable[Path] = ()) -> Path:
     tables = []
     for key in table_files():
         table = load_table(key)
-        if table.slug in entries:
+        if table.slug in entries or table.slug == STACKING:
             tables.append(
                 {"slug": table.slug, "table": table.name, "title": table.title, "scales": list(table.scales)}
             )
+    listed = {paper["slug"] for paper in papers}
+    own = {
+        table["slug"]: table for table in tables if table["slug"] not in listed
+    }  # e.g. of stacked regularizers
+    papers += [
+        {
+            "slug": slug,
+            "title": table["title"],
+            "year": "",
+            "task": "RegBench's own table",
+            "arxiv": "",
+            "built": True,
+        }
+        for slug, table in own.items()
+    ]
     results = load_results([docs_dir() / "results", *more])
     return build_site(results, papers, tables, folder)[0]
 

@@ -324,7 +324,7 @@ def _try(plan: Plan) -> None:
     runs = [run for run in plan.runs.values() if run.seed == plan.seeds[0]]
     for i, run in enumerate(runs):
         with tempfile.TemporaryDirectory() as folder:
-            two_steps(run, Path(folder))
+            two_steps(run, Path(folder), plan.runs)
         print(f"[{i + 1}/{len(runs)}] {run.name}: two steps", flush=True)
 
 

@@ -12,7 +12,7 @@ STEPS = 2
 BATCH = 2
 
 
-def two_steps(run: PlannedRun, folder: Path, artifacts: Mapping[str, Path] | None = None) -> dict[str, float]:
+def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> dict[str, float]:
     """Trains a run for two steps of two images, then validates and tests it on a batch; returns the test metrics.
 
     The images are random, of the shape and the number of classes that the dataset's config declares, so nothing is
@@ -22,7 +22,7 @@ def two_steps(run: PlannedRun, folder: Path, artifacts: Mapping[str, Path] | Non
 
     Args:
         folder: becomes the run's folder.
-        artifacts: role → checkpoint of a trained network, as `regbench.training.run` takes them.
+        runs: those of the plan; what the run starts from, they make first, in two steps too.
 
     Raises:
         UserError: what the run itself would raise.
@@ -46,6 +46,10 @@ def two_steps(run: PlannedRun, folder: Path, artifacts: Mapping[str, Path] | Non
     if cfg.scheduler is not None and "warmup_epochs" in cfg.scheduler:
         cfg.scheduler.warmup_epochs = 0
     cfg.logger, cfg.progress = {}, "none"
+    artifacts = {}
+    for role, key in run.makers.items():
+        two_steps(runs[key], folder / role, runs)
+        artifacts[role] = folder / role / "checkpoints" / "last.ckpt"
     metrics = training.run(cfg, folder, artifacts)
     gc.collect()  # the trainer's reference cycles hold the network: over many runs they would fill the memory
     return metrics

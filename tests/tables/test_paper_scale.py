@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
+from regbench import registry
+from regbench.regularizers.classification.base import hooks_of
 from regbench.tables.plan import NOT_RUNNABLE, PlannedRun, composer, make_plan
 from regbench.tables.spec import load_table, table_files
 from regbench.tables.two_steps import two_steps
 
 ROWS = [(key, row) for key in table_files() for row in load_table(key).rows]
 CPU = ["accelerator=cpu", "accelerator.threads=1"]
-MIXES_IMAGES = ("mixup", "cutmix", "saliencymix", "fmix", "resizemix")
+OUTSIDE = {"mix", "objective"}  # hooks that see images and logits, and not the network
 tried: set[str] = set()  # kinds of runs that have taken their steps in this process
 
 
@@ -27,13 +29,17 @@ def without_numbers(node: Any) -> Any:
 def kind(run: PlannedRun) -> str:
     """What runs differ in that may work for one and fail for another: the data's shape, the regularizer, the network.
 
-    A policy that mixes images never meets the network: it is tried with one network for each shape of the data.
+    A method that only mixes images or makes a loss of the logits never meets the network: it is tried with one network
+    for each shape of the data. (Manifold mixup does meet it.)
     """
     config = run.config
     regularizer = without_numbers(config["regularizer"])
-    outside = regularizer.get("policy", regularizer["name"]) in MIXES_IMAGES
+    hooks = hooks_of(registry.load(regularizer["name"])) if not config["stack"] else set()
+    outside = hooks and hooks <= OUTSIDE
+    outside = outside and "manifold_mixup" not in (regularizer["name"], regularizer.get("policy"))
     data = {key: config["dataset"][key] for key in ("name", "shape", "num_classes", "image_size")}
-    return json.dumps([data, regularizer, None if outside else config["backbone"]], sort_keys=True)
+    parts = without_numbers(config["stack"]), sorted(config["callbacks"])
+    return json.dumps([data, regularizer, parts, None if outside else config["backbone"]], sort_keys=True)
 
 
 @pytest.mark.parametrize(("key", "row"), ROWS, ids=["-".join(place) for place in ROWS])
@@ -46,7 +52,7 @@ def test_the_cells_of_a_row_compose_and_take_two_steps(key, row, tmp_path):
             assert cell.runs or (cell.state == NOT_RUNNABLE and cell.why)
     for run in plan.runs.values():
         if kind(run) not in tried:
-            metrics = two_steps(run, tmp_path / "run")
+            metrics = two_steps(run, tmp_path / "run", plan.runs)
             shutil.rmtree(tmp_path / "run")  # its checkpoints have up to 300 MB
             assert math.isfinite(metrics["test/nll"])
             tried.add(kind(run))
@@ -57,7 +63,7 @@ def test_two_steps_are_two_on_the_papers_shapes(tmp_path):
         table = load_table("decoupled_mixup/cifar100")
         plan = make_plan(table, "paper", compose, overrides=CPU, seeds=[0], only=["cutmix/dm_200"])
     [run] = plan.runs.values()
-    metrics = two_steps(run, tmp_path)
+    metrics = two_steps(run, tmp_path, plan.runs)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["data"]["shape"] == [3, 32, 32]
     assert (result["data"]["train"], result["data"]["val"], result["data"]["test"]) == (4, 0, 2)

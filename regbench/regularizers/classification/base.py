@@ -222,7 +222,8 @@ class ClassificationMethod(Method):
 
 def hooks_of(method: type[ClassificationMethod]) -> set[str]:
     """Names of the hooks that a method has, i.e. overrides."""
-    return {hook for hook in HOOKS if getattr(method, hook) is not getattr(ClassificationMethod, hook)}
+    default = {hook: getattr(ClassificationMethod, hook) for hook in HOOKS}
+    return {hook for hook in HOOKS if getattr(method, hook, default[hook]) is not default[hook]}
 
 
 def _bound(members: Sequence[Method], hook: str) -> list:
