@@ -87,15 +87,17 @@ def hyperparameters(slug: str) -> list[Hyperparameter]:
 
 
 def datasets_with(fields: tuple[str, ...]) -> list[str]:
-    """Names of the datasets, RegBench's and the plug-ins', whose batches have these fields."""
-    nodes = {}
+    """Names of the datasets, RegBench's and the plug-ins', whose batches have these fields, or can be given them by
+    adapters (`registry.ADAPTERS`).
+    """
+    nodes, added = {}, {field for fields_ in registry.ADAPTERS.values() for field in fields_}
     for folder in reversed(config_folders()):  # the first folder wins
         nodes |= {path.stem: _read_yaml(path) for path in folder.glob("dataset/*.yaml")}
     found = []
     for name, node in nodes.items():
         for base in (b for b in node.get("defaults", []) if b in nodes):
             node = {**nodes[base], **node}
-        if not name.startswith("_") and set(fields) <= set(node.get("fields", ())):
+        if not name.startswith("_") and set(fields) <= {*node.get("fields", ()), *added}:
             found.append(name)
     return sorted(found)
 

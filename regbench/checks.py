@@ -66,14 +66,16 @@ def check_writable(folder: Path) -> None:
 
 
 def _check_task(entry: registry.Entry, cfg: DictConfig) -> None:
-    needs, has = registry.TASKS[entry.task], tuple(cfg.dataset.get("fields", ()))
+    needs, has = registry.TASKS[entry.task], registry.fields_of(cfg.dataset)
     missing = [field for field in needs if field not in has]
     if not missing:
         return
+    adapters = [key for key, added in registry.ADAPTERS.items() if set(added) & set(missing)]
     fitting = [slug for slug, e in registry.entries().items() if set(registry.TASKS[e.task]) <= set(has)]
     raise UserError(
         f"regularizer={entry.slug} does {entry.task} and needs {', '.join(needs)} of each batch; "
         f"dataset={cfg.dataset.name} gives {', '.join(has) or 'nothing'}. "
-        f"Datasets for this regularizer: {', '.join(catalogue.datasets_with(needs))}. "
+        f"Datasets for this regularizer: {', '.join(catalogue.datasets_with(needs))}"
+        f"{''.join(f', with dataset.{key}=<number>' for key in adapters)}. "
         f"Regularizers for this dataset: {', '.join(fitting) or 'none'}."
     )

@@ -41,7 +41,14 @@ HARMLESS = (  # keys in those parts, with all below them, that change no number,
 )
 # Keys that were added after runs had been made, at the value that leaves a run as it was without them: a run that has
 # this value keeps its hash.
-NEUTRAL: dict[str, Any] = {}
+NEUTRAL: dict[str, Any] = {
+    "dataset.labelled": None,
+    "dataset.unlabelled.ratio": 7,
+    "dataset.unlabelled.weak": None,
+    "dataset.unlabelled.strong.randaugment.n": 2,
+    "dataset.unlabelled.strong.randaugment.m": 10,
+    "dataset.unlabelled.strong.cutout": None,
+}
 
 
 def resolve(cfg: DictConfig, leave_out: Container[str] = ()) -> dict[str, Any]:
@@ -134,13 +141,16 @@ def _code_fingerprint(slugs: tuple[str, ...], measures: tuple[str, ...]) -> str:
         files += (root / folder).rglob("*.py")
     files += [root / "measures" / f"{target.split('.')[2]}.py" for target in measures]
     files.append(root / "regularizers" / "base.py")
+    files.append(root / "regularizers" / "classification" / "base.py")  # other families measure as it does
     for entry in map(registry.find, slugs):
         family = entry.path.parent.name  # a plug-in's method may belong to a family of RegBench's
         files += [root / "regularizers" / family / "base.py", entry.path.parent / "base.py", entry.path]
         package = entry.path.parents[2]
         if package != root:  # a plug-in's own parts
             files += (
-                path for path in package.rglob("*.py") if "regularizers" not in path.relative_to(package).parts
+                path
+                for path in package.rglob("*.py")
+                if "regularizers" not in path.relative_to(package).parts
             )
     digest = hashlib.sha256()
     for path in sorted(set(files), key=str):

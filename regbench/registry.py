@@ -6,9 +6,11 @@ imports neither the methods nor torch; a method's module is imported when the me
 
 import ast
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from regbench.errors import UserError, unknown
 from regbench.paths import plugins
@@ -17,7 +19,21 @@ from regbench.paths import plugins
 # and a method runs on every dataset that has the fields of its task.
 TASKS: dict[str, tuple[str, ...]] = {
     "classification": ("image", "label"),
+    "semi_supervised": ("image", "label", "unlabelled_weak", "unlabelled_strong"),
 }
+
+# Keys of a dataset's config that add fields to its batches where they are set, whatever the set.
+ADAPTERS: dict[str, tuple[str, ...]] = {
+    "labelled": ("unlabelled_weak", "unlabelled_strong", "unlabelled_index"),
+}
+
+
+def fields_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the batches of a dataset's config hold: its own fields, and those of the adapters that it sets."""
+    added = (fields for key, fields in ADAPTERS.items() if dataset.get(key) is not None)
+    return tuple(
+        dict.fromkeys((*dataset.get("fields", ()), *(field for fields in added for field in fields)))
+    )
 
 
 @dataclass(frozen=True)

@@ -52,27 +52,57 @@ class EpochPlan:
         batch_size: size of the global batch; a multiple of `world`.
         size: (H, W) of the images.
         seed: the seed of the stream "order".
+        name: keeps the draws of several plans of one loader apart.
     """
 
-    def __init__(self, count: int, batch_size: int, augment: Augment, size, seed: int, rank: int, world: int):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        augment: Augment,
+        size,
+        seed: int,
+        rank: int,
+        world: int,
+        name: str = "",
+    ):
         self.count, self.batch_size, self.augment, self.size = count, batch_size, augment, size
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.name = seed, rank, world, name
         self.batches = count // batch_size
 
     def order(self, epoch: int) -> Tensor:
         """int64 (batches, batch_size / world): positions in the training split."""
-        order = torch.randperm(self.count, generator=seeding.generator(self.seed, "order", epoch))
+        order = torch.randperm(self.count, generator=self._generator("order", epoch))
         return self._share(order[: self.batches * self.batch_size])
 
     def draws(self, epoch: int) -> dict[str, Tensor]:
         """Augmentation draws, each (batches, batch_size / world, ...)."""
-        generator = seeding.generator(self.seed, "augment", epoch)
+        generator = self._generator("augment", epoch)
         draws = draw(self.augment, self.batches * self.batch_size, self.size, generator)
         return {name: self._share(values) for name, values in draws.items()}
+
+    def _generator(self, purpose: str, epoch: int) -> torch.Generator:
+        return seeding.generator(self.seed, f"{self.name}{purpose}", epoch)
 
     def _share(self, values: Tensor) -> Tensor:
         values = values.view(self.batches, self.batch_size, *values.shape[1:])
         return values[:, self.rank :: self.world].contiguous()
+
+
+class RepeatedPlan(EpochPlan):
+    """A plan of `batches` batches of a split that may be smaller: each sample comes once before any comes again.
+
+    So a batch that is larger than the split holds samples twice, each with draws of its own.
+    """
+
+    def __init__(self, *args, batches: int, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.batches = batches
+
+    def order(self, epoch: int) -> Tensor:
+        wanted = self.batches * self.batch_size
+        passes = torch.rand(-(-wanted // self.count), self.count, generator=self._generator("order", epoch))
+        return self._share(passes.argsort(dim=1).flatten()[:wanted])
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -110,6 +140,58 @@ class TrainLoader(Loader):
             image = resized(images.index_select(0, order[i]), self.plan.size)
             image = apply(image, self.plan.augment, rows, *self.normalization)
             yield {"image": image, "label": labels[i], "index": order[i]}
+
+
+class SemiSupervisedLoader(Loader):
+    """Batches of labelled and unlabelled images of one split that is on the device. An epoch takes each unlabelled
+    image once, but for the last, incomplete batch, and the labelled ones as often as that needs.
+
+    A batch also has "unlabelled_weak" and "unlabelled_strong", two views float32 (ratio · B, C, H, W) of unlabelled
+    images, and "unlabelled_index" int64 (ratio · B,), their positions in the split. Labels of unlabelled images are not
+    kept here.
+
+    Args:
+        labelled: int64 (N,), positions in the split; the others are unlabelled.
+        plans: of the labelled images, and of both views of the unlabelled ones, whose order is that of weak.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        labelled: Tensor,
+        plans: tuple[RepeatedPlan, EpochPlan, EpochPlan],
+        normalization: tuple[Tensor, Tensor],
+    ):
+        super().__init__(plans[0].batches)
+        self.images, self.normalization, self.plans = split.images, normalization, plans
+        device = split.images.device
+        self.labelled = labelled.to(device)
+        rest = torch.ones(len(split), dtype=torch.bool, device=device).index_fill_(0, self.labelled, False)
+        self.unlabelled = rest.nonzero().flatten()
+        self.labels = split.labels[self.labelled]
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        device = self.images.device
+        chosen, order = (plan.order(epoch).to(device) for plan in self.plans[:2])
+        labels, index, other = self.labels[chosen], self.labelled[chosen], self.unlabelled[order]
+        draws = [
+            {name: values.to(device) for name, values in plan.draws(epoch).items()} for plan in self.plans
+        ]
+        for i in range(self.batches):
+            views = []
+            for plan, of_plan, rows in zip(self.plans, draws, (index, other, other), strict=True):
+                image = resized(self.images.index_select(0, rows[i]), plan.size)
+                parts = {name: values[i] for name, values in of_plan.items()}
+                views.append(apply(image, plan.augment, parts, *self.normalization))
+            yield {
+                "image": views[0],
+                "label": labels[i],
+                "index": index[i],
+                "unlabelled_weak": views[1],
+                "unlabelled_strong": views[2],
+                "unlabelled_index": other[i],
+            }
 
 
 class EvalLoader(Loader):

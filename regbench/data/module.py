@@ -10,8 +10,22 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from regbench.data.augment import Augment, normalization
-from regbench.data.loaders import EpochPlan, EvalLoader, Loader, TrainLoader
-from regbench.data.sets import ImageSets, Split, balanced_subset, channel_statistics, split_off
+from regbench.data.loaders import (
+    EpochPlan,
+    EvalLoader,
+    Loader,
+    RepeatedPlan,
+    SemiSupervisedLoader,
+    TrainLoader,
+)
+from regbench.data.sets import (
+    ImageSets,
+    Split,
+    balanced_positions,
+    balanced_subset,
+    channel_statistics,
+    split_off,
+)
 from regbench.data.streaming import EvalStream, TrainStream, sample_images
 from regbench.errors import UserError
 
@@ -42,10 +56,10 @@ class ImageDataModule(pl.LightningDataModule):
     def check(self, world: int = 1) -> None:
         """Raises UserError for mistakes in the config that can be seen before any data is read."""
         node = self.node
-        for key in ("batch_size", "eval_batch_size", "train_size", "workers", "image_size"):
+        for key in ("batch_size", "eval_batch_size", "train_size", "labelled", "workers", "image_size"):
             least = 0 if key == "workers" else 1
             value = node.get(key)
-            if value is None and key in ("train_size", "workers", "image_size"):
+            if value is None and key in ("train_size", "labelled", "workers", "image_size"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"dataset.{key}={value}: it is a whole number, {least} or more.")
@@ -60,6 +74,12 @@ class ImageDataModule(pl.LightningDataModule):
                 f"does not divide into {world} equal parts. Take a multiple of {world}."
             )
         Augment.from_config(node.get("augment"))
+        if node.get("labelled") is not None:
+            ratio = node["unlabelled"]["ratio"]
+            if not isinstance(ratio, int) or isinstance(ratio, bool) or ratio < 1:
+                raise UserError(f"dataset.unlabelled.ratio={ratio}: it is a whole number, 1 or more.")
+            for view in ("weak", "strong"):
+                self._view(view, (1, 1))
         if (node.get("mean") is None) != (node.get("std") is None):
             raise UserError("dataset.mean and dataset.std go together: give both, or leave both null.")
         if node.get("std") is not None and min(node["std"]) <= 0:
@@ -80,6 +100,18 @@ class ImageDataModule(pl.LightningDataModule):
                 f"dataset.batch_size={node['batch_size']} is more than the {len(train)} training images "
                 "(after val_fraction and train_size). Take a smaller batch."
             )
+
+    def _view(self, name: str, size: tuple[int, int]) -> Augment:
+        """The augmentation of a view of unlabelled images of this size (H, W). Raises UserError."""
+        own = dict(self.node["unlabelled"][name] or {})
+        if name == "strong" and own.get("cutout", 0) is None:
+            own["cutout"] = min(size) // 2
+        try:
+            return Augment.from_config({**(self.node.get("augment") or {}), **own})
+        except UserError as error:
+            raise UserError(
+                f"dataset.unlabelled.{name} overrides dataset.augment, and then: {error}"
+            ) from error
 
     # -- data ------------------------------------------------------------------------------------------------
 
@@ -107,7 +139,26 @@ class ImageDataModule(pl.LightningDataModule):
                 )
             train = balanced_subset(train, size)
         self._check_loaded(train, sets)
-        return ImageSets(train, sets.test, val, sets.class_names, sets.fingerprint, sets.notes)
+        notes, labelled = sets.notes, node.get("labelled")
+        if labelled is not None:
+            self._check_labelled(train, len(sets.class_names))
+            notes = f"{notes} Of {len(train)} training images {labelled} keep their labels.".strip()
+        return ImageSets(train, sets.test, val, sets.class_names, sets.fingerprint, notes)
+
+    def _check_labelled(self, train: Split, classes: int) -> None:
+        labelled, step = self.node["labelled"], self.node["unlabelled"]["ratio"] * self.node["batch_size"]
+        if train.streams:
+            raise UserError("dataset.labelled needs a set that is held in memory; this one is streamed.")
+        if not classes <= labelled < len(train):
+            raise UserError(
+                f"dataset.labelled={labelled}: at least one image of each of the {classes} classes, and fewer than "
+                f"the {len(train)} training images (after val_fraction and train_size)."
+            )
+        if len(train) - labelled < step:
+            raise UserError(
+                f"A step takes dataset.unlabelled.ratio × dataset.batch_size = {step} unlabelled images, but there "
+                f"are {len(train) - labelled}. Take a smaller batch or ratio, or fewer labels."
+            )
 
     def prepare_data(self) -> None:
         """Lightning calls this on one process before the others go on: downloads happen once."""
@@ -150,15 +201,29 @@ class ImageDataModule(pl.LightningDataModule):
         self.check(world)
         node, train = self.node, self._split("train", device)
         augment = Augment.from_config(node.get("augment"))
-        height, width = self.shape[1:]
-        if augment.crop_mode == "reflect" and augment.crop_padding >= min(height, width):
-            raise UserError(
-                f"dataset.augment.crop_padding={augment.crop_padding}: images of {height} × {width} have "
-                f"only {min(height, width) - 1} pixels to reflect."
-            )
-        seed = self.seeds["order"]
-        plan = EpochPlan(len(train), node["batch_size"], augment, (height, width), seed, rank, world)
+        height, width = size = self.shape[1:]
+        labelled = node.get("labelled")
+        views = [] if labelled is None else [self._view(name, size) for name in ("weak", "strong")]
+        for augmentation in (augment, *views):
+            if augmentation.crop_mode == "reflect" and augmentation.crop_padding >= min(height, width):
+                raise UserError(
+                    f"dataset.augment.crop_padding={augmentation.crop_padding}: images of {height} × {width} have "
+                    f"only {min(height, width) - 1} pixels to reflect."
+                )
+        place = (self.seeds["order"], rank, world)
         scale_bias = normalization(*self.mean_std, device)
+        if labelled is not None:
+            count, step = len(train) - labelled, node["unlabelled"]["ratio"] * node["batch_size"]
+            weak, strong = (
+                EpochPlan(count, step, view, size, *place, name=f"unlabelled {name} ")
+                for name, view in zip(("weak", "strong"), views, strict=True)
+            )
+            plan = RepeatedPlan(
+                labelled, node["batch_size"], augment, size, *place, name="labelled ", batches=weak.batches
+            )
+            positions = balanced_positions(self.sets.train.labels, labelled)
+            return SemiSupervisedLoader(train, positions, (plan, weak, strong), scale_bias)
+        plan = EpochPlan(len(train), node["batch_size"], augment, size, *place)
         if train.streams:
             return TrainStream(
                 train, plan, scale_bias, node["image_size"], node["workers"], torch.device(device)

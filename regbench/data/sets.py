@@ -128,9 +128,14 @@ def split_off(split: Split, fraction: float, purpose: str) -> tuple[Split, Split
 
 def balanced_subset(split: Split, size: int) -> Split:
     """`size` samples, as evenly over the classes as the set allows; a larger size holds the smaller ones."""
-    rank = rank_in_class(split.labels, "train_size")
-    order = (rank * (int(split.labels.max()) + 1) + split.labels).argsort()
-    return split.select(order[:size].sort().values)
+    return split.select(balanced_positions(split.labels, size))
+
+
+def balanced_positions(labels: Tensor, size: int) -> Tensor:
+    """Positions (size,), ascending, of the samples that `balanced_subset` takes of a split with these labels."""
+    rank = rank_in_class(labels, "train_size")
+    order = (rank * (int(labels.max()) + 1) + labels).argsort()
+    return order[:size].sort().values
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -32,11 +32,15 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
     cfg = OmegaConf.create(run.config)
     dataset = cfg.dataset
     if dataset.shape is not None:
+        train = STEPS * BATCH
+        if dataset.get("labelled") is not None:
+            dataset.labelled = dataset.num_classes
+            train = dataset.labelled + dataset.unlabelled.ratio * train
         dataset.load = {
             "_target_": "regbench.data.random_images.load_random_images",
             "shape": dataset.shape,
             "num_classes": dataset.num_classes,
-            "sizes": [STEPS * BATCH, BATCH, BATCH],
+            "sizes": [train, BATCH, BATCH],
         }
         dataset.train_size = None
     dataset.batch_size = dataset.eval_batch_size = BATCH

@@ -97,7 +97,7 @@ def test_a_key_that_is_new_leaves_old_runs_their_name_at_its_neutral_value(monke
     with_key = copy.deepcopy(config)
     with_key["optimizer"]["new"] = {"key": 1.0}
     assert hash_of(identity(with_key, "content", {})) != before
-    monkeypatch.setattr(module, "NEUTRAL", {"optimizer.new.key": 1.0})
+    monkeypatch.setattr(module, "NEUTRAL", {**module.NEUTRAL, "optimizer.new.key": 1.0})
     assert hash_of(identity(with_key, "content", {})) == before
     with_key["optimizer"]["new"]["key"] = 2.0
     assert hash_of(identity(with_key, "content", {})) != before

@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from regbench.errors import UserError
-from regbench.functional.losses import mixup_cross_entropy
-from regbench.regularizers.classification.decoupled_mixup import (
-    DecoupledMixup,
+from regbench.functional.decoupled import (
     decoupled_log_softmax,
-    decoupled_mixup_binary_cross_entropy,
     decoupled_mixup_cross_entropy,
     decoupled_term,
     rescale,
+)
+from regbench.functional.losses import mixup_cross_entropy
+from regbench.regularizers.classification.decoupled_mixup import (
+    DecoupledMixup,
+    decoupled_mixup_binary_cross_entropy,
 )
 
 Z = torch.tensor([[2.0, 1.0, 0.0, -1.0]], dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Methods that train a classifier on a few labelled and many unlabelled images."""
