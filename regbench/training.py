@@ -37,6 +37,7 @@ from regbench.regularizers.classification.base import check_stack
 
 log = logging.getLogger("regbench")
 
+SHARES = ("test/accuracy", "test/ece", "test/aurc", "test/eaurc", "test/robust")  # metrics shown in percent
 HARMLESS = ("root", "workers", "eval_batch_size")  # keys of `dataset` that change no number
 
 
@@ -159,10 +160,11 @@ def configured_loggers(cfg: DictConfig, run_dir: Path) -> Iterator[list[Logger]]
 
 
 def show_metrics(metrics: dict[str, float], tested: list[Path]) -> None:
-    """Prints the test metrics as a table, accuracies and calibration error in percent."""
+    """Prints the test metrics as a table: what is a share in percent, other measures as they are."""
     table = Table("test metric", f"{', '.join(path.stem for path in tested)}", box=None, pad_edge=False)
     for name, value in sorted(metrics.items()):
-        shown = f"{value:.4f} nats" if name.endswith("/nll") else f"{100 * value:.2f} %"
+        shown = f"{100 * value:.2f} %" if name.startswith(SHARES) else f"{value:.4f}"
+        shown += " nats" if name == "test/nll" else ""
         table.add_row(name, shown)
     Console().print(table)
 

@@ -265,5 +265,5 @@ def test_help_names_every_command_and_shows_examples(capsys):
 def test_train_help_shows_examples_and_choices(command):
     done = command("train", "--help", program=("-c", PROBE), env=CHECKOUT)
     assert done.returncode == 0
-    for text in ("regbench train resume=", "regularizer: cutmix", "max_epochs: 10"):
+    for text in ("regbench train resume=", "regularizer: adamixup", "max_epochs: 10"):
         assert text in done.stdout

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from regbench.metrics.classification import classification_metrics
+from regbench.metrics.classification import area_under_risk_coverage, classification_metrics
 
 
 def test_accuracy_nll_and_calibration_by_hand():
@@ -34,3 +34,25 @@ def test_top5():
     values = metrics.compute()
     assert values["accuracy"].item() == pytest.approx(1 / 7)
     assert values["accuracy_top5"].item() == pytest.approx(5 / 7)
+
+
+def test_calibration_and_ranking_by_hand():
+    """Five predictions of two classes: right, wrong, right, right, wrong."""
+    # A little below 0.9, 0.8 …: torchmetrics' bins are [lo, hi), those of the papers (lo, hi].
+    confidence, correct = torch.tensor([0.8999, 0.7999, 0.6999, 0.5999, 0.55]), torch.tensor([1, 0, 1, 1, 0])
+    logits = torch.stack([confidence.log(), (1 - confidence).log()], dim=1)
+    metrics = classification_metrics(2, "test/", ranking=True)
+    for rows in (slice(0, 2), slice(2, 5)):
+        metrics.update(logits[rows], 1 - correct[rows])  # class 0 is predicted
+    values = metrics.compute()
+    # the last two share a bin: (0.1001 + 0.7999 + 0.3001 + |1 − 1.1499|) / 5
+    assert values["test/ece10"].item() == pytest.approx(0.27, abs=1e-6)
+    assert values["test/aurc"].item() == pytest.approx(0.296667, abs=1e-6)
+    assert values["test/eaurc"].item() == pytest.approx(0.166667, abs=1e-6)
+
+
+@pytest.mark.parametrize(("right", "aurc"), [(True, 0.0), (False, 1.0)])
+def test_ranking_of_all_right_and_all_wrong(right, aurc):
+    found, excess = area_under_risk_coverage(torch.rand(7), torch.full((7,), right))
+    assert found.item() == pytest.approx(aurc)
+    assert excess.item() == pytest.approx(0.0)

@@ -89,7 +89,7 @@ class ClassificationMethod(Method):
     ):
         super().__init__(backbone, num_classes, **base)
         self.val_metrics = classification_metrics(num_classes, "val/")
-        self.test_metrics = classification_metrics(num_classes, "test/")
+        self.test_metrics = classification_metrics(num_classes, "test/", ranking=True)
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.samples_wanted = (
             0  # a logger sets it to see this many images of the next batch, mixed, in `samples`
