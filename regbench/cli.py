@@ -96,9 +96,13 @@ def main(argv: list[str] | None = None) -> int:
     diff = commands.add_parser("diff", help="where two runs differ: configuration, code, versions, metrics")
     diff.add_argument("left", type=Path, help="a run's folder, of train.py or of a sweep")
     diff.add_argument("right", type=Path, help="another one")
-    exported = commands.add_parser("export", help="a run's network as a plain state_dict, without RegBench in it")
+    exported = commands.add_parser(
+        "export", help="a run's network as a plain state_dict, without RegBench in it"
+    )
     exported.add_argument("run", type=Path, help="the folder of a finished run")
-    exported.add_argument("file", type=Path, nargs="?", help="where it goes (default: model.pt in the run's folder)")
+    exported.add_argument(
+        "file", type=Path, nargs="?", help="where it goes (default: model.pt in the run's folder)"
+    )
     commands.add_parser("tables", help="the tables, with their scales")
     site = commands.add_parser("site", help="a static site over all papers and tables")
     site.add_argument(

@@ -24,12 +24,16 @@ def read_stack(stack: Sequence[str | Mapping[str, Mapping[str, Any]]]) -> dict[s
     {'weight_compander': {}, 'orthogonal_conv': {'weight': 0.1}}
     """
     if isinstance(stack, str | Mapping) or not isinstance(stack, Sequence):
-        raise UserError(f"stack={stack} must be a list: stack=[weight_compander,{{orthogonal_conv:{{weight:0.1}}}}].")
+        raise UserError(
+            f"stack={stack} must be a list: stack=[weight_compander,{{orthogonal_conv:{{weight:0.1}}}}]."
+        )
     found: dict[str, dict[str, Any]] = {}
     for item in stack:
         entry = {item: {}} if isinstance(item, str) else item
         if not isinstance(entry, Mapping) or not all(isinstance(v, Mapping | None) for v in entry.values()):
-            raise UserError(f"stack holds slugs, or a slug with its options as {{slug:{{option:value}}}}; not {item}.")
+            raise UserError(
+                f"stack holds slugs, or a slug with its options as {{slug:{{option:value}}}}; not {item}."
+            )
         for slug, options in entry.items():
             registry.find(slug)
             if slug in found:

@@ -40,8 +40,9 @@ class NegativeLogLikelihood(Metric):
 def area_under_risk_coverage(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
     """AURC and E-AURC (Geifman et al. 2019, arXiv:1805.08206), as fractions: how well confidence ranks the errors.
 
-    The risk at coverage j / n is the share of errors among the j most confident samples; AURC is its mean over j. E-AURC
-    is AURC less that of the best ranking, (1/n) Σ_{i=1..m} i / (n − m + i), m the number of errors.
+    The risk at coverage j / n is the share of errors among the j most confident samples; AURC is its mean over j.
+    E-AURC is AURC less that of the best ranking, (1/n) Σ_{i=1..m} i / (n − m + i), m the number of errors. Samples of
+    equal confidence have no order: AURC is the mean over all, so it does not depend on the order of the rows.
 
     Args:
         confidence: (n,), e.g. the largest probability.
@@ -52,16 +53,49 @@ def area_under_risk_coverage(confidence: Tensor, correct: Tensor) -> tuple[Tenso
     >>> round(aurc.item(), 4), round(excess.item(), 4)  # (0 + 1/2 + 1/3 + 1/4 + 2/5) / 5; the best is (1/4 + 2/5) / 5
     (0.2967, 0.1667)
     """
-    wrong = ~correct[confidence.argsort(descending=True, stable=True)]
-    count = torch.arange(1, len(wrong) + 1, device=wrong.device, dtype=torch.float64)
-    aurc = (wrong.cumsum(0) / count).mean()
-    errors = int(wrong.sum())
-    i = count[:errors]
-    return aurc, aurc - (i / (len(wrong) - errors + i)).sum() / len(wrong)
+    n = len(confidence)
+    order = confidence.argsort(descending=True)
+    errors = (~correct[order]).double().cumsum(0)
+    _, size = confidence[order].unique_consecutive(return_counts=True)
+    end = size.cumsum(0)
+    # Within a group of equal confidence the expected number of errors grows evenly.
+    before = F.pad(errors[end - 1], (1, 0))
+    start, before, slope = (
+        values.repeat_interleave(size, output_size=n)
+        for values in (end - size, before[:-1], before.diff() / size)
+    )
+    count = torch.arange(1, n + 1, device=confidence.device)
+    aurc = ((before + slope * (count - start)) / count).mean()
+    best = (count - n + errors[-1]).clamp(
+        min=0
+    ) / count  # no error among the first n - m, then one more at each place
+    return aurc, aurc - best.mean()
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
+    """Expected calibration error with equal bins (lo, hi] (Guo et al. 2017, arXiv:1706.04599, eq. 3), a fraction.
+
+    ECE = Σ_b n_b / n |accuracy of bin b − mean confidence of bin b|. torchmetrics has bins [lo, hi), and one more for a
+    confidence of exactly 1, which overconfident networks reach.
+
+    Args:
+        confidence: (n,), the largest probability, in [0, 1].
+        correct: bool (n,), whether the class with it is the right one.
+
+    >>> calibration_error(torch.tensor([1.0, 0.95, 0.55]), torch.tensor([False, True, True]), 10)  # (0.95 + 0.45) / 3
+    tensor(0.4667)
+    """
+    edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)[1:-1]
+    gap = correct.to(confidence.dtype) - confidence
+    sums = gap.new_zeros(bins).index_add_(0, torch.bucketize(confidence, edges), gap)
+    return sums.abs().sum() / len(confidence)
 
 
 class SelectiveRisk(Metric):
-    """AURC and E-AURC of the largest probability, see `area_under_risk_coverage`."""
+    """AURC and E-AURC of the largest probability, and the calibration error with ten bins: aurc, eaurc, ece10.
+
+    See `area_under_risk_coverage` and `calibration_error`. Keeps two numbers of each sample.
+    """
 
     is_differentiable = False
     higher_is_better = False
@@ -79,9 +113,10 @@ class SelectiveRisk(Metric):
         self.correct.append(predicted == label)
 
     def compute(self) -> dict[str, Tensor]:
-        both = dim_zero_cat(self.confidence), dim_zero_cat(self.correct)
-        aurc, excess = area_under_risk_coverage(*both)
-        return {"aurc": aurc.float(), "eaurc": excess.float()}
+        confidence, correct = dim_zero_cat(self.confidence), dim_zero_cat(self.correct)
+        aurc, excess = area_under_risk_coverage(confidence, correct)
+        ece = calibration_error(confidence.double(), correct, 10)
+        return {"aurc": aurc.float(), "eaurc": excess.float(), "ece10": ece.float()}
 
 
 def classification_metrics(num_classes: int, prefix: str, *, ranking: bool = False) -> MetricCollection:
@@ -102,7 +137,6 @@ def classification_metrics(num_classes: int, prefix: str, *, ranking: bool = Fal
             num_classes, top_k=5, average="micro", validate_args=False
         )
     if ranking:
-        metrics["ece10"] = _CalibrationError(num_classes, n_bins=10, norm="l1", validate_args=False)
         metrics["selective"] = SelectiveRisk()
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 

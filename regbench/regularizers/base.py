@@ -100,6 +100,9 @@ class Method(pl.LightningModule):
         network = copy.deepcopy(self.backbone)
         for module in network.modules():
             if parametrize.is_parametrized(module):
+                # A parametrised module has a class of its own, which a copy shares and removing changes.
+                cls = type(module)
+                module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
                 for name in list(module.parametrizations):
                     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         return network

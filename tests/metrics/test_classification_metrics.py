@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from regbench.metrics.classification import area_under_risk_coverage, classification_metrics
+from regbench.metrics.classification import (
+    area_under_risk_coverage,
+    calibration_error,
+    classification_metrics,
+)
 
 
 def test_accuracy_nll_and_calibration_by_hand():
@@ -38,7 +42,7 @@ def test_top5():
 
 def test_calibration_and_ranking_by_hand():
     """Five predictions of two classes: right, wrong, right, right, wrong."""
-    # A little below 0.9, 0.8 …: torchmetrics' bins are [lo, hi), those of the papers (lo, hi].
+    # A little below 0.9, 0.8 …: softmax rounds.
     confidence, correct = torch.tensor([0.8999, 0.7999, 0.6999, 0.5999, 0.55]), torch.tensor([1, 0, 1, 1, 0])
     logits = torch.stack([confidence.log(), (1 - confidence).log()], dim=1)
     metrics = classification_metrics(2, "test/", ranking=True)
@@ -56,3 +60,38 @@ def test_ranking_of_all_right_and_all_wrong(right, aurc):
     found, excess = area_under_risk_coverage(torch.rand(7), torch.full((7,), right))
     assert found.item() == pytest.approx(aurc)
     assert excess.item() == pytest.approx(0.0)
+
+
+def test_ranking_does_not_depend_on_the_order_of_the_rows():
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.55])
+    correct = torch.tensor([True, False, True, True, False])
+    for order in ([3, 0, 4, 1, 2], [4, 3, 2, 1, 0]):
+        found, excess = area_under_risk_coverage(confidence[order], correct[order])
+        assert (found.item(), excess.item()) == pytest.approx((0.2966667, 0.1666667), abs=1e-6)
+
+
+def test_equal_confidences_count_in_the_mean_over_their_orders():
+    confidence = torch.tensor([0.9, 0.5, 0.5, 0.5, 0.2])
+    correct = torch.tensor([True, False, True, True, True])
+    # the error at position 2, 3 or 4, and then in every larger set
+    areas = [sum(1 / j for j in range(first, 6)) / 5 for first in (2, 3, 4)]
+    for order in ([0, 1, 2, 3, 4], [2, 1, 3, 0, 4], [4, 3, 2, 1, 0]):
+        found, _ = area_under_risk_coverage(confidence[order], correct[order])
+        assert found.item() == pytest.approx(sum(areas) / 3)
+
+
+def test_bins_hold_their_upper_edge():
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.55], dtype=torch.float64)
+    correct = torch.tensor([True, False, True, True, False])
+    # 0.6 and 0.55 share the bin (0.5, 0.6]: |1 − 1.15| = 0.15; the others 0.1, 0.8, 0.3; over 5
+    assert calibration_error(confidence, correct, 10).item() == pytest.approx(0.27)
+    certain = torch.tensor([1.0, 0.95])  # one bin: |1 − 1.95| / 2; torchmetrics has two: (1 + 0.05) / 2
+    assert calibration_error(certain, torch.tensor([False, True]), 10).item() == pytest.approx(0.475)
+
+
+def test_ranking_is_measured_where_it_is_asked_for():
+    logits, label = torch.randn(8, 10), torch.arange(8)
+    for ranking in (True, False):
+        metrics = classification_metrics(10, "test/", ranking=ranking)
+        metrics.update(logits, label)
+        assert ({"test/aurc", "test/eaurc", "test/ece10"} <= set(metrics.compute())) == ranking
