@@ -18,7 +18,7 @@ from regbench.tables.spec import Table, load_table, table_files
 from regbench.terminal import plain_console
 
 STACKING = "stacking"  # configs/table/stacking: tables of several methods, which are of no paper
-COST = re.compile(r"(<!-- cost -->\n).*?(<!-- /cost -->)", re.DOTALL)
+COST = re.compile(r"(<!-- cost -->).*?(<!-- /cost -->)", re.DOTALL)
 PUBLISHED = re.compile(r"(<!-- published:(\w+) -->\n).*?(<!-- /published -->)", re.DOTALL)
 
 
@@ -66,7 +66,7 @@ def update_pages(slug: str) -> list[Path]:
     text = PUBLISHED.sub(
         lambda match: f"{match[1]}\n{published_markdown(load_table(f'{slug}/{match[2]}'))}\n{match[3]}", text
     )
-    text = COST.sub(lambda match: f"{match[1]}\n{cost_markdown(slug)}\n{match[2]}", text)
+    text = COST.sub(lambda match: f"{match[1]}\n\n{cost_markdown(slug)}\n{match[2]}", text)
     if text == before:
         return []
     write_whole(page, text)
