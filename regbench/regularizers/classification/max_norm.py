@@ -50,8 +50,10 @@ class MaxNorm(ClassificationMethod):
     def after_step(self) -> None:
         for layer in self._layers:
             if parametrize.is_parametrized(layer, "weight"):
-                # In the same memory layout: what is assigned takes the parameter's place, layout and all.
-                weight = layer.weight
-                layer.weight = torch.empty_like(weight).copy_(torch.renorm(weight, 2, 0, self.c))
+                # Not `layer.weight = …`: that exchanges the parameter's storage, memory layout and all, which DDP loses.
+                value = torch.renorm(layer.weight, 2, 0, self.c)
+                for parametrisation in reversed(layer.parametrizations.weight):
+                    value = parametrisation.right_inverse(value)
+                layer.parametrizations.weight.original.copy_(value)
             else:
                 layer.weight.renorm_(2, 0, self.c)
