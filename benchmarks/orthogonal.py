@@ -36,6 +36,7 @@ def milliseconds(function: Callable[[], Tensor], kernels: list[Tensor], repeats:
 
 
 def rows() -> list[tuple]:
+    found = []
     for out_channels, in_channels, k, stride in LAYERS:
         kernel = (0.05 * torch.randn(out_channels, in_channels, k, k)).requires_grad_()
         repeats = 20 if out_channels < 256 else 3

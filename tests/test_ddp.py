@@ -17,7 +17,11 @@ RUN = [
         ["none", "backbone.norm=batch"],  # its statistics must be those of the global batch
         ["decoupled_mixup", "regularizer.policy=cutmix", "backbone.norm=group"],  # pairs from both processes
         ["manifold_mixup", "regularizer.layers=[2]", "backbone.norm=group"],  # gradients across processes
-        ["mixup", "stack=[weight_compander,{orthogonal_conv:{weight:0.1}},{max_norm:{c:0.5}}]", "backbone.norm=group"],
+        [
+            "mixup",
+            "stack=[weight_compander,{orthogonal_conv:{weight:0.1}},{max_norm:{c:0.5}}]",
+            "backbone.norm=group",
+        ],
         ["adamixup", "backbone.norm=group"],
         ["ps_kd", "backbone.norm=group"],  # all processes write all rows of the table
     ],

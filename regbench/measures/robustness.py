@@ -18,8 +18,8 @@ ATTACKS = {  # name → (class in foolbox.attacks, takes steps)
 
 class Robustness(pl.Callback):
     """Logs at the test test/robust_<eps>: the share of test images that are classified rightly and stay so under the
-    attack, for each eps. Every n-th test image is attacked, so that about `samples` are and all classes come. Images are attacked in pixels of [0, 1]: the data's normalisation is part of
-    the attacked model.
+    attack, for each eps. Every n-th test image is attacked, at most `samples`, so that all classes come. Images are
+    attacked in pixels of [0, 1]: the data's normalisation is part of the attacked model.
 
     Args:
         attack: l2_pgd, linf_pgd (with random start), l2_fgsm or linf_fgsm, Foolbox's own (version 3).

@@ -50,7 +50,7 @@ class MaxNorm(ClassificationMethod):
     def after_step(self) -> None:
         for layer in self._layers:
             if parametrize.is_parametrized(layer, "weight"):
-                # Not `layer.weight = …`: that exchanges the parameter's storage, memory layout and all, which DDP loses.
+                # Not `layer.weight = …`: that exchanges the parameter's storage, layout and all, and DDP loses it.
                 value = torch.renorm(layer.weight, 2, 0, self.c)
                 for parametrisation in reversed(layer.parametrizations.weight):
                     value = parametrisation.right_inverse(value)
