@@ -117,6 +117,9 @@ def _few_products(kernel: Tensor, stride: int) -> Tensor:
 
 
 @cache
+@torch.inference_mode(
+    False
+)  # else a first call at a test would leave a tensor that no later run can differentiate with
 def _pairs_of_offsets(k: int, stride: int) -> Tensor:
     """(offsets, k⁴): 1 where the tap pair (x, y) has the offset x − y; offsets are multiples of the stride."""
     reach = (k - 1) // stride * stride

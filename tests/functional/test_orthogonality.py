@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regbench.errors import UserError
 from regbench.functional.orthogonality import (
+    _pairs_of_offsets,
     conv_orthogonality,
     matrix_orthogonality,
     orthogonal_exists,
@@ -186,3 +187,12 @@ def test_even_kernels_are_refused():
         conv_orthogonality(torch.zeros(1, 1, 2, 2))
     with pytest.raises(UserError, match="smaller than the kernel"):
         singular_values(torch.zeros(1, 1, 5, 5), 1, 4)
+
+
+def test_a_first_call_in_inference_mode_spoils_no_later_one():
+    _pairs_of_offsets.cache_clear()
+    kernel = random_kernel((3, 3, 3, 1))
+    with torch.inference_mode():
+        conv_orthogonality(kernel)
+    conv_orthogonality(kernel.requires_grad_()).backward()
+    assert kernel.grad.abs().sum() > 0

@@ -142,7 +142,7 @@ class PSKD(ClassificationMethod):
         target = refined_target(batch.label, self.predictions[batch.index], alpha)
         # Written here, not after the step: this step reads the rows no more. All processes get all rows.
         index, prediction = gather_rows(batch.index), gather_rows(logits.float().softmax(dim=1))
-        self.predictions[index] = prediction
+        self.predictions[index] = prediction.to(self.predictions.dtype)  # bf16-true makes the table bfloat16
         return target
 
     @torch.no_grad()
