@@ -27,7 +27,8 @@ from regbench.catalogue import defaults
 from regbench.composing import compose_config
 
 STEPS = 15  # of each of two epochs; those of the second one are measured
-REPEATS = 5
+REPEATS = 3
+MEMORY_REPEATS = 3
 BATCH = 128
 
 
@@ -56,7 +57,9 @@ def step_ms(slug: str, data: str, network: str) -> float:
 
 def memory_mib(slug: str, data: str, network: str) -> float:
     command = [sys.executable, __file__, slug, data, network]
-    done = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+    done = [
+        subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(MEMORY_REPEATS)
+    ]
     return statistics.median(float(run.stdout.split()[-1]) for run in done)
 
 

@@ -1,8 +1,8 @@
 """`make bench`: what RegBench costs over a bare PyTorch loop.
 
-Prints a table; a whole round also writes benchmarks/results/<device>.json.
-Give names of benchmarks to run only these: throughput overhead augmentation loss orthogonal
-memory startup sweep methods.
+Prints a table and writes benchmarks/results/<device>.json.
+Give names of benchmarks to run only these (the file keeps what it has of the others):
+throughput overhead augmentation loss orthogonal memory startup sweep methods.
 """
 
 import json
@@ -194,6 +194,8 @@ def methods() -> list[tuple]:
     from methods import costs as measure
 
     costs.update(measure())
+    for cost in costs.values():
+        cost["git_commit"] = results.git_commit()
     return [
         (f"{slug} on {c['dataset']}, {c['backbone']}: a step beside {c['over']}'s, and peak memory beyond it",
          f"{c['step_ms']} ms, {c['times']} times; {c['mib'] - c['plain_mib']:+.1f} MiB", "", None)
@@ -223,17 +225,25 @@ def main() -> int:
             what, value, wanted, "" if reached is None else ("reached" if reached else "NOT reached")
         )
     Console(width=170).print(table)
-    if len(chosen) == len(BENCHMARKS):
-        name = re.sub(r"\W+", "-", results.device_name(device, 1)).strip("-").lower()
-        out = {
-            "device": results.device_name(device, 1),
-            "versions": results.versions(),
-            "git_commit": results.git_commit(),
-            "rows": [dict(zip(("what", "measured", "wanted", "reached"), row, strict=True)) for row in rows],
-            "methods": costs,
-        }
-        (HERE / "results").mkdir(exist_ok=True)
-        write_whole(HERE / "results" / f"{name}.json", json.dumps(out, indent=2, ensure_ascii=False) + "\n")
+    name = re.sub(r"\W+", "-", results.device_name(device, 1)).strip("-").lower()
+    file = HERE / "results" / f"{name}.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    new = {
+        row[0]: dict(zip(("what", "measured", "wanted", "reached"), row, strict=True))
+        | {"git_commit": results.git_commit()}
+        for row in rows
+    }
+    if len(chosen) < len(BENCHMARKS):  # the rows that were not measured now stay
+        new = {row["what"]: row for row in before.get("rows", [])} | new
+        costs.update({slug: cost for slug, cost in before.get("methods", {}).items() if slug not in costs})
+    out = {
+        "device": results.device_name(device, 1),
+        "versions": results.versions(),
+        "rows": list(new.values()),
+        "methods": dict(sorted(costs.items())),
+    }
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, json.dumps(out, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 

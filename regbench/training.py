@@ -380,6 +380,7 @@ def _quieten_libraries() -> None:
         ".*resuming from a checkpoint.*",
         ".*it is recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has summed over the processes
         ".*Using `DistributedSampler` with the dataloaders.*",
+        ".*Found .* module.s. in eval mode.*",  # a method's teacher
         ".*isinstance.treespec, LeafSpec.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation data
         ".*`srun` command is available on your system but is not used.*",  # a SLURM job of its own starts the run
