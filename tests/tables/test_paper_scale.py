@@ -9,7 +9,7 @@ import pytest
 
 from regbench import registry
 from regbench.regularizers.classification.base import hooks_of
-from regbench.tables.plan import NOT_RUNNABLE, PlannedRun, composer, make_plan
+from regbench.tables.plan import NOT_AT_THIS_SCALE, NOT_RUNNABLE, PlannedRun, composer, make_plan
 from regbench.tables.spec import load_table, table_files
 from regbench.tables.two_steps import two_steps
 
@@ -49,7 +49,10 @@ def test_the_cells_of_a_row_compose_and_take_two_steps(key, row, tmp_path):
         plan = make_plan(table, "paper", compose, overrides=CPU, seeds=[0], only=[row])
     for cell in plan.cells:
         if cell.cell.row == row:
-            assert cell.runs or (cell.state == NOT_RUNNABLE and cell.why)
+            # A column of ours (on a set that ships with a package, say) may be left to other scales.
+            ours = table.published_value(row, cell.cell.column) is None
+            left_out = cell.state == NOT_AT_THIS_SCALE and ours
+            assert cell.runs or (cell.state == NOT_RUNNABLE and cell.why) or left_out
     for run in plan.runs.values():
         if kind(run) not in tried:
             metrics = two_steps(run, tmp_path / "run", plan.runs)
