@@ -194,9 +194,15 @@ def load_network(path: Path, shape: tuple[int, int, int], num_classes: int) -> B
     def build_network() -> Backbone:
         return as_backbone(backbones.build(dict(cfg.backbone), shape=shape, num_classes=num_classes))
 
-    # The method is built too: it may have put its own into the network. What it started from is not needed for that.
+    network = build_network()
+    plain = {name.removeprefix(prefix): value for name, value in state.items()}
+    if plain.keys() == network.state_dict().keys():
+        check_state(network.state_dict(), plain, str(path))
+        network.load_state_dict(plain)
+        return network.eval().requires_grad_(False)
+    # The method has put its own into the network, so it is built too. What it started from is not needed for that.
     networks = {role: build_network() for role in cfg.get("artifacts", {})}
-    method = build_method(cfg, build_network(), num_classes, seeding.streams(0), networks)
+    method = build_method(cfg, network, num_classes, seeding.streams(0), networks)
     own = {name: value for name, value in method.state_dict().items() if name.startswith(prefix)}
     check_state(own, state, str(path))
     method.load_state_dict(state, strict=False)

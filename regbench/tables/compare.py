@@ -29,9 +29,10 @@ from regbench.tables.sweep import Request, as_seeds
 
 NAME = "compare"  # of the folder of comparisons, and of their tables' one scale
 SEEDS = 5
-METRIC = {
-    "classification": "val/accuracy"
-}  # task → what its methods are ranked by: a fraction, higher is better
+METRIC = {  # task → what its methods are ranked by: a fraction, higher is better
+    "classification": "val/accuracy",
+    "semi_supervised": "val/accuracy",
+}
 OWN = ("regularizer", "baseline", "seeds", "name", "reports_dir")
 PASSED_ON = ("retries", "rerun", "dry_run", "status", "two_steps", "runs_dir")  # the sweeper's
 SAME = (  # for every setting
