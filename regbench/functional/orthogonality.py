@@ -39,6 +39,7 @@ def spectral_bound(out_channels: int, in_channels: int, kernel: int, stride: int
 
 
 ONE_PRODUCT = 200  # rows M k² up to which `_few_products` is faster, on a CPU
+ONE_CONVOLUTION = 600  # rows up to which one conv2d(K, K), with half of its backward, is faster, on a CPU
 
 
 class _SquaredCorrelations(torch.autograd.Function):
@@ -170,10 +171,11 @@ def conv_orthogonality(kernel: Tensor, stride: int = 1) -> Tensor:
     excess = max(0, out_channels - in_channels * stride**2)
     if stride == 1 and excess:
         kernel, excess = kernel.transpose(0, 1), 0
-    if kernel.device.type != "cpu":
-        squared = _DirectCorrelation.apply
-    elif len(kernel) * height**2 <= ONE_PRODUCT:
+    rows, on_cpu = len(kernel) * height**2, kernel.device.type == "cpu"
+    if on_cpu and rows <= ONE_PRODUCT:
         squared = _few_products
+    elif not on_cpu or rows <= ONE_CONVOLUTION:
+        squared = _DirectCorrelation.apply
     else:
         squared = _SquaredCorrelations.apply
     return squared(kernel, stride) - excess

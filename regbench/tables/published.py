@@ -110,7 +110,13 @@ def cost_markdown(slug: str) -> str:
     if len(lines) == 2:
         return "Not measured yet: `make bench`.\n"
     return "\n".join(
-        [*lines, "", "Medians; network, images and optimiser included. `make bench` measures it.", ""]
+        [
+            *lines,
+            "",
+            "Times are medians of alternating runs; peak memory varies by some 20 MiB from process to process. "
+            "`make bench` measures it.",
+            "",
+        ]
     )
 
 

@@ -18,7 +18,8 @@ from regbench.functional.orthogonality import (
 )
 
 SHAPES = [(4, 8, 3, 1), (8, 4, 3, 1), (6, 2, 3, 2), (12, 2, 3, 2), (8, 2, 3, 2), (4, 4, 5, 1), (5, 3, 5, 2),
-          (3, 3, 1, 1), (30, 4, 3, 2), (32, 24, 3, 1)]  # fmt: skip  # the last two take the way for larger kernels
+          (3, 3, 1, 1), (30, 4, 3, 2), (32, 24, 3, 1),
+          (70, 6, 3, 2), (70, 68, 3, 1)]  # fmt: skip  # the last ones take the ways for larger kernels
 
 
 def random_kernel(shape, seed: int = 0) -> Tensor:
