@@ -95,16 +95,21 @@ def published_markdown(table: Table) -> str:
 
 
 def cost_markdown(slug: str) -> str:
-    """What a method's step costs beside plain training's, as `make bench` measured it, as Markdown."""
-    lines = ["| device | data, network, batch | step | plain training | ratio | peak memory beyond plain training |",
-             "|---|---|--:|--:|--:|--:|"]  # fmt: skip
+    """What a method's step costs beside plain training's, as `make bench` measured it, as Markdown.
+
+    Methods whose slug begins with this one's, such as `<slug>_ssl`, belong to the same page.
+    """
+    lines = ["| device | method | data, network, batch | step | plain training | ratio | peak memory beyond plain training |",
+             "|---|---|---|--:|--:|--:|--:|"]  # fmt: skip
     for path in sorted((docs_dir().parent / "benchmarks" / "results").glob("*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
-        if cost := measured.get("methods", {}).get(slug):
+        for name, cost in measured.get("methods", {}).items():
+            if name != slug and not name.startswith(f"{slug}_"):
+                continue
             place = f"{cost['dataset']}, {cost['backbone']}, {cost['batch_size']}"
             over = "" if cost["over"] == "none" else f" ({cost['over']})"
             lines.append(
-                f"| {measured['device']} | {place} | {cost['step_ms']:.1f} ms | {cost['plain_ms']:.1f} ms{over} "
+                f"| {measured['device']} | `{name}` | {place} | {cost['step_ms']:.1f} ms | {cost['plain_ms']:.1f} ms{over} "
                 f"| {cost['times']:.2f} | {cost['mib'] - cost['plain_mib']:+.1f} MiB of {cost['plain_mib']:.0f} |"
             )
     if len(lines) == 2:
