@@ -99,8 +99,8 @@ def cost_markdown(slug: str) -> str:
 
     Methods whose slug begins with this one's, such as `<slug>_ssl`, belong to the same page.
     """
-    lines = ["| device | method | data, network, batch | step | plain training | ratio | peak memory beyond plain training |",
-             "|---|---|---|--:|--:|--:|--:|"]  # fmt: skip
+    head = ("device", "method", "data, network, batch", "step", "plain training", "ratio")
+    lines = [f"| {' | '.join(head)} | peak memory beyond plain training |", "|---|---|---|--:|--:|--:|--:|"]
     for path in sorted((docs_dir().parent / "benchmarks" / "results").glob("*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
         for name, cost in measured.get("methods", {}).items():
@@ -108,10 +108,10 @@ def cost_markdown(slug: str) -> str:
                 continue
             place = f"{cost['dataset']}, {cost['backbone']}, {cost['batch_size']}"
             over = "" if cost["over"] == "none" else f" ({cost['over']})"
-            lines.append(
-                f"| {measured['device']} | `{name}` | {place} | {cost['step_ms']:.1f} ms | {cost['plain_ms']:.1f} ms{over} "
-                f"| {cost['times']:.2f} | {cost['mib'] - cost['plain_mib']:+.1f} MiB of {cost['plain_mib']:.0f} |"
-            )
+            step, plain = f"{cost['step_ms']:.1f} ms", f"{cost['plain_ms']:.1f} ms{over}"
+            memory = f"{cost['mib'] - cost['plain_mib']:+.1f} MiB of {cost['plain_mib']:.0f}"
+            cells = (measured["device"], f"`{name}`", place, step, plain, f"{cost['times']:.2f}", memory)
+            lines.append(f"| {' | '.join(cells)} |")
     if len(lines) == 2:
         return "Not measured yet: `make bench`.\n"
     return "\n".join(
