@@ -1,10 +1,12 @@
 """`regbench export`: the network of a run as a plain state_dict, which loads where RegBench is not installed."""
 
+import io
 from pathlib import Path
 
 import torch
 
 from regbench.errors import UserError
+from regbench.files import write_whole
 from regbench.runs import RunFolder
 from regbench.training import load_network
 
@@ -36,9 +38,9 @@ def export(run: Path, out: Path | None = None) -> Path:
     out = run / "model.pt" if out is None else out
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {out.parent} to write {out.name} into.")
-    part = out.with_name(f"{out.name}.part")
-    torch.save(backbone.network.state_dict(), part)
-    part.replace(out)
+    content = io.BytesIO()
+    torch.save(backbone.network.state_dict(), content)
+    write_whole(out, content.getvalue())
     return out
 
 

@@ -248,7 +248,8 @@ def build_method(
     if method.backbone.channels_last if channels_last == "auto" else channels_last:
         method = method.to(memory_format=torch.channels_last)
     if cfg.accelerator.compile:
-        method.backbone.compile()
+        for network in method.networks:
+            network.compile()
     if cfg.accelerator.sync_batchnorm and cfg.accelerator.accelerator == "cpu":
         synchronise_batchnorm(method)
     return method

@@ -225,6 +225,18 @@ def default_stages(network: nn.Module, classifier: str | None) -> tuple[str, ...
     return tuple(containers or found)
 
 
+def reset_parameters(network: nn.Module) -> None:
+    """Gives each layer PyTorch's own initialisation, drawn from torch's global generator.
+
+    Parameters outside such layers (position embeddings) keep their values.
+    """
+    for module in network.modules():
+        # nn.MultiheadAttention's is named with an underscore
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if reset is not None:
+            reset()
+
+
 def _check_output(name: str, output: object, again: bool) -> None:
     if again:
         raise UserError(f"Layer '{name}' runs more than once in a pass; name one that runs once.")

@@ -3,13 +3,13 @@
 All start with a 3×3 convolution and have no max-pool.
 """
 
-import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from regbench.backbones.backbone import Backbone
+from regbench.backbones.resnet import initialise
 from regbench.errors import UserError
 
 
@@ -40,7 +40,7 @@ class ResNeXt29(nn.Module):
                 channels = 4 * planes
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.fc = nn.Linear(channels, num_classes)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(image)))
@@ -92,7 +92,7 @@ class PyramidNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.bn = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, num_classes)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.bn1(self.conv1(image))
@@ -155,13 +155,3 @@ def _check_depth(name: str, depth: int) -> None:
         raise UserError(
             f"The depth of a {name} of bottlenecks is 9n + 2 (11, 20, 29, …, 200); {depth} is not."
         )
-
-
-@torch.no_grad()
-def _initialise(network: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan_out) (He et al. 2015, arXiv:1502.01852), the classifier's bias 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)

@@ -47,7 +47,7 @@ class ResNet(nn.Module):
                 channels = out
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.fc = nn.Linear(channels, num_classes)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(image)))
@@ -109,7 +109,7 @@ class PreActResNet(nn.Module):
             self.add_module(name, nn.Sequential(*layers))
         self.bn = nn.BatchNorm2d(channels) if final_norm else None
         self.fc = nn.Linear(channels, num_classes)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv1(image)
@@ -193,7 +193,7 @@ def wide_resnet(
 
 
 @torch.no_grad()
-def _initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module) -> None:
     """He et al.'s initialisation (see the top of this file); norms have theirs already."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

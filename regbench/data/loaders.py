@@ -117,6 +117,22 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return values.round_().to(torch.uint8)
 
 
+def view(
+    images: Tensor,
+    index: Tensor,
+    plan: EpochPlan,
+    draws: dict[str, Tensor],
+    normalization: tuple[Tensor, Tensor],
+) -> Tensor:
+    """The images at `index` (B,), augmented and normalised: float32 (B, C, *plan.size).
+
+    Args:
+        images: uint8 (N, C, H, W).
+        draws: one batch's of `plan.draws`.
+    """
+    return apply(resized(images.index_select(0, index), plan.size), plan.augment, draws, *normalization)
+
+
 class TrainLoader(Loader):
     """Shuffled and augmented training batches of a split whose images are on the device.
 
@@ -137,8 +153,7 @@ class TrainLoader(Loader):
         draws = {name: values.to(device) for name, values in self.plan.draws(epoch).items()}
         for i in range(self.batches):
             rows = {name: values[i] for name, values in draws.items()}
-            image = resized(images.index_select(0, order[i]), self.plan.size)
-            image = apply(image, self.plan.augment, rows, *self.normalization)
+            image = view(images, order[i], self.plan, rows, self.normalization)
             yield {"image": image, "label": labels[i], "index": order[i]}
 
 
@@ -181,9 +196,8 @@ class SemiSupervisedLoader(Loader):
         for i in range(self.batches):
             views = []
             for plan, of_plan, rows in zip(self.plans, draws, (index, other, other), strict=True):
-                image = resized(self.images.index_select(0, rows[i]), plan.size)
                 parts = {name: values[i] for name, values in of_plan.items()}
-                views.append(apply(image, plan.augment, parts, *self.normalization))
+                views.append(view(self.images, rows[i], plan, parts, self.normalization))
             yield {
                 "image": views[0],
                 "label": labels[i],

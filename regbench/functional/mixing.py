@@ -248,9 +248,17 @@ SALIENCY: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def beta(alpha: float, generator: torch.Generator) -> float:
-    """One draw from Beta(alpha, alpha), in double precision, from a CPU generator.
+    """One draw from Beta(alpha, alpha), see `betas`."""
+    return betas(alpha, 1, generator).item()
+
+
+def betas(alpha: float, count: int, generator: torch.Generator) -> Tensor:
+    """`count` draws (count,) from Beta(alpha, alpha), in double precision, from a CPU generator.
 
     Raises UserError unless alpha > 0.
+
+    >>> betas(1.0, 10_000, torch.Generator().manual_seed(0)).mean().round(decimals=1)
+    tensor(0.5000, dtype=torch.float64)
     """
     if not alpha > 0:
         raise UserError(
@@ -258,10 +266,10 @@ def beta(alpha: float, generator: torch.Generator) -> float:
         )
     # X / (X + Y) of two Gamma(alpha) variables, each Gamma(alpha + 1) · U^(1 / alpha), and
     # the logarithm of that does not underflow. torch.distributions takes no generator, its sampler does.
-    shape = torch.full((2,), alpha + 1.0, dtype=torch.float64)
+    shape = torch.full((2, count), alpha + 1.0, dtype=torch.float64)
     log_gamma = torch._standard_gamma(shape, generator=generator).log()
-    log_gamma += torch.rand(2, generator=generator, dtype=torch.float64).log() / alpha
-    return torch.sigmoid(log_gamma[0] - log_gamma[1]).item()
+    log_gamma += torch.rand(2, count, generator=generator, dtype=torch.float64).log() / alpha
+    return torch.sigmoid(log_gamma[0] - log_gamma[1])
 
 
 # -- policies ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from regbench.errors import UserError
@@ -24,6 +24,22 @@ def orthogonal_exists(out_channels: int, in_channels: int, kernel: int, stride: 
     if out_channels <= in_channels * stride**2:
         return out_channels <= in_channels * kernel**2
     return stride <= kernel
+
+
+def why_undefined(layer: nn.Conv2d) -> str | None:
+    """Why L_orth is not defined for a convolution; None where it is. Padding is not looked at.
+
+    >>> why_undefined(nn.Conv2d(8, 8, 3, groups=2))
+    'its channels are grouped'
+    """
+    height, width = layer.kernel_size
+    if layer.groups != 1:
+        return "its channels are grouped"
+    if layer.dilation != (1, 1):
+        return "it is dilated"
+    if height != width or height % 2 == 0:
+        return f"its kernel is {height} × {width}, not square and odd"
+    return "its strides differ" if layer.stride[0] != layer.stride[1] else None
 
 
 def spectral_bound(out_channels: int, in_channels: int, kernel: int, stride: int) -> int:
@@ -70,10 +86,8 @@ class _SquaredCorrelations(torch.autograd.Function):
         )
         for correlation, (d, ahead, behind), (_, to_ahead, to_behind) in windows:
             to_ahead += (correlation @ behind.flatten(1)).view(ahead.shape)
-            if d != (
-                0,
-                0,
-            ):  # at the centre both halves of the product are the same window, and R_0 is symmetric
+            # At the centre both halves of the product are the same window, and R_0 is symmetric.
+            if d != (0, 0):
                 to_behind += (correlation.T @ ahead.flatten(1)).view(behind.shape)
         return (4 * grad_output * gradient).permute(0, 3, 1, 2), None
 
@@ -117,10 +131,9 @@ def _few_products(kernel: Tensor, stride: int) -> Tensor:
     return (correlation - identity).square().sum()
 
 
+# Not in inference mode: a first call at a test would leave a tensor that no later run can differentiate with.
 @cache
-@torch.inference_mode(
-    False
-)  # else a first call at a test would leave a tensor that no later run can differentiate with
+@torch.inference_mode(False)
 def _pairs_of_offsets(k: int, stride: int) -> Tensor:
     """(offsets, k⁴): 1 where the tap pair (x, y) has the offset x − y; offsets are multiples of the stride."""
     reach = (k - 1) // stride * stride

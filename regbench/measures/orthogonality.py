@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from regbench.errors import UserError
-from regbench.functional.orthogonality import conv_orthogonality, singular_values
+from regbench.functional.orthogonality import conv_orthogonality, singular_values, why_undefined
 
 
 class Orthogonality(pl.Callback):
@@ -32,10 +32,7 @@ class Orthogonality(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         terms, spectra, errors_f, errors_s = [], [], [], []
         for layer in module.backbone.modules():
-            if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.dilation != (1, 1):
-                continue
-            height, width = layer.kernel_size
-            if height != width or height % 2 == 0 or layer.stride[0] != layer.stride[1]:
+            if not isinstance(layer, nn.Conv2d) or why_undefined(layer) is not None:
                 continue
             kernel, stride = layer.weight.detach().double().cpu(), layer.stride[0]
             terms.append(conv_orthogonality(kernel, stride))

@@ -62,6 +62,7 @@ class Method(pl.LightningModule):
         self._generators: dict[str, torch.Generator] = {}
         self._loss_sum: Tensor | None = None
         self._first_bad: Tensor | None = None
+        self._watched: dict[str, tuple[Tensor, int]] = {}  # name → sum and count over the epoch's batches
 
     def forward(self, image: Tensor) -> Tensor:
         """Images (B, C, H, W) → logits (B, num_classes), as at test time."""
@@ -86,6 +87,11 @@ class Method(pl.LightningModule):
 
         For methods that keep something of each sample. In a loop of one's own call it for each of `members`.
         """
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that a training step runs; `accelerator.compile` compiles each."""
+        return [self.backbone]
 
     def parameter_options(self) -> list[dict[str, Any]]:
         """Parameters of the method's own with other options of the optimiser than the rest, e.g.
@@ -151,7 +157,7 @@ class Method(pl.LightningModule):
         if schedulers is not None:
             (schedulers[optimizer_idx] if isinstance(schedulers, list) else schedulers).step()
 
-    # The loss of an epoch, and where it stopped being a number. Nothing here waits for a GPU within an epoch but
+    # The means of an epoch, and where the loss stopped being a number. Nothing here waits for a GPU within an epoch but
     # the check every `log_every_n_steps` batches.
 
     def track(self, loss: Tensor, batch_idx: int) -> None:
@@ -168,6 +174,11 @@ class Method(pl.LightningModule):
         self._first_bad = torch.where((self._first_bad < 0) & ~loss.isfinite(), batch_idx, self._first_bad)
         if batch_idx % self.trainer.log_every_n_steps == 0:
             self._check_loss()
+
+    def watch(self, name: str, value: Tensor) -> None:
+        """Logs the mean over the epoch of what it is called with as `train/<name>`."""
+        total, count = self._watched.get(name, (0.0, 0))
+        self._watched[name] = total + value.detach(), count + 1
 
     def _check_loss(self) -> None:
         if self._first_bad is not None and (bad := int(self._first_bad)) >= 0:
@@ -186,6 +197,7 @@ class Method(pl.LightningModule):
         self._generators.clear()
         seeding.seed_globals(self.seed, "globals", self.current_epoch, self.global_rank)
         self._loss_sum = self._first_bad = None
+        self._watched.clear()
 
     def on_train_epoch_end(self) -> None:
         self._check_loss()  # before the checkpoint of this epoch is written
@@ -194,6 +206,8 @@ class Method(pl.LightningModule):
             self.log("train/loss", self._loss_sum / batches, sync_dist=True, prog_bar=True)
         if self.trainer.optimizers:
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        for name, (total, count) in self._watched.items():
+            self.log(f"train/{name}", total / count, sync_dist=True)
 
     def generator(self, stream: str) -> torch.Generator:
         """The CPU generator of a random stream of this method, at its place in this epoch; alike on every process."""
@@ -202,14 +216,20 @@ class Method(pl.LightningModule):
         return self._generators[stream]
 
 
+def named_fields(batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+    """A batch as a mapping; a tuple is in the order (image, label, index), of which the last may be missing."""
+    return (
+        batch if isinstance(batch, Mapping) else dict(zip(("image", "label", "index"), batch, strict=False))
+    )
+
+
 def batch_fields(batch: Mapping[str, Tensor] | tuple[Tensor, ...], needs: tuple[str, ...]) -> list[Tensor]:
     """The named fields of a batch, which is a mapping, or a tuple in the order (image, label, index).
 
     Raises:
         UserError: a field that the method needs is missing, e.g. the sample's index.
     """
-    if not isinstance(batch, Mapping):
-        batch = dict(zip(("image", "label", "index"), batch, strict=False))
+    batch = named_fields(batch)
     missing = [name for name in needs if name not in batch]
     if missing:
         raise UserError(

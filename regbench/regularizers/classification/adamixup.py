@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regbench.backbones.backbone import Backbone
+from regbench.backbones.backbone import Backbone, reset_parameters
 from regbench.errors import UserError, unknown
+from regbench.functional import mixing
 from regbench.functional.distributed import gather_rows, own_rows, world_size
 from regbench.registry import Paper, register
 from regbench.regularizers.base import batch_fields
@@ -53,19 +54,6 @@ def share(a: Tensor | float, d: Tensor | float, eps: Tensor) -> Tensor:
     tensor([0.5000])
     """
     return a + eps * d
-
-
-def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
-    """`count` draws (count,) from Beta(alpha, alpha), from a CPU generator.
-
-    >>> beta(1.0, 10_000, torch.Generator().manual_seed(0)).mean().round(decimals=1)
-    tensor(0.5000)
-    """
-    # X / (X + Y) of two Gamma(alpha) variables, each Gamma(alpha + 1) · U^(1 / alpha): its logarithm never underflows.
-    shape = torch.full((2, count), alpha + 1.0, dtype=torch.float64)
-    logs = torch._standard_gamma(shape, generator=generator).log()
-    logs += torch.rand(2, count, generator=generator, dtype=torch.float64).log() / alpha
-    return torch.sigmoid(logs[0] - logs[1]).float()
 
 
 def mix_pairs(image: Tensor, partner: Tensor, gamma: Tensor) -> Tensor:
@@ -139,11 +127,7 @@ class PolicyNetwork(nn.Module):
     def __init__(self, backbone: Backbone, inputs: int, hidden: int):
         super().__init__()
         self.trunk = copy.deepcopy(backbone)
-        for module in self.trunk.modules():
-            # nn.MultiheadAttention's is named with an underscore
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            if reset is not None:
-                reset()
+        reset_parameters(self.trunk)
         network, classifier = self.trunk.network, self.trunk.classifier
         name = next(name for name, module in network.named_modules() if module is classifier)
         parent, _, last = name.rpartition(".")
@@ -240,7 +224,6 @@ class AdaMixUp(ClassificationMethod):
         self.policy_network = None
         if policy == "learned":
             self.policy_network = PolicyNetwork(self.backbone, 1 + (policy_input == "pair"), hidden)
-        self._watched: dict[str, tuple[Tensor, int]] = {}  # name → sum and count over the epoch's batches
 
     def training_loss(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
         image, label = batch_fields(batch, ("image", "label"))
@@ -276,8 +259,8 @@ class AdaMixUp(ClassificationMethod):
         real = torch.ones(len(seen), dtype=torch.long, device=seen.device)
         real[: len(mixed)] = 0
         loss_intrusion = F.cross_entropy(seen, real)
-        self._watch("loss_intrusion", loss_intrusion)
-        self._watch("discriminator_accuracy", (seen.argmax(1) == real).float().mean())
+        self.watch("loss_intrusion", loss_intrusion)
+        self.watch("discriminator_accuracy", (seen.argmax(1) == real).float().mean())
         return loss + self.w_intr * loss_intrusion
 
     def draw(self, image: Tensor, partner: Tensor, count: int) -> Tensor:
@@ -285,17 +268,19 @@ class AdaMixUp(ClassificationMethod):
         generator = self.generator("policy")
         if self.policy == "learned":
             a, d = interval(self._policy_logits(image, partner, count, generator))
-            self._watch("alpha", a.mean())
-            self._watch("delta", d.mean())
+            self.watch("alpha", a.mean())
+            self.watch("delta", d.mean())
         elif self.policy == "fixed":
             low, high = self.interval
             a, d = low, high - low
         if self.policy == "beta":
-            gamma = own_rows(beta(self.alpha, count, generator)).to(image.device, non_blocking=True)
+            gamma = own_rows(mixing.betas(self.alpha, count, generator).float()).to(
+                image.device, non_blocking=True
+            )
         else:
             eps = own_rows(torch.rand(count, generator=generator)).to(image.device, non_blocking=True)
             gamma = share(a, d, eps)
-        self._watch("gamma", gamma.mean())
+        self.watch("gamma", gamma.mean())
         return gamma
 
     def _policy_logits(
@@ -309,18 +294,3 @@ class AdaMixUp(ClassificationMethod):
         on_device = torch.Generator(image.device).manual_seed(seed)
         m1, m2 = nn.init.trunc_normal_(normal, a=-2.0, b=2.0, generator=on_device)
         return self.policy_network(random_average(image, partner, own_rows(m1), own_rows(m2)))
-
-    # What is watched: means over an epoch, summed on the device so that no step waits for it.
-
-    def _watch(self, name: str, value: Tensor) -> None:
-        total, count = self._watched.get(name, (0.0, 0))
-        self._watched[name] = total + value.detach(), count + 1
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self._watched.clear()
-
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        for name, (total, count) in self._watched.items():
-            self.log(f"train/{name}", total / count, sync_dist=True)

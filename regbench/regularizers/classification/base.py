@@ -21,7 +21,7 @@ from regbench.functional.distributed import gather_rows, own_rows
 from regbench.functional.losses import mixup_cross_entropy
 from regbench.functional.mixing import Draw
 from regbench.metrics.classification import classification_metrics
-from regbench.regularizers.base import Method, batch_fields
+from regbench.regularizers.base import Method, batch_fields, named_fields
 from regbench.stacking import read_stack
 
 VERSION = (
@@ -35,12 +35,10 @@ class Partner(NamedTuple):
     Attributes:
         label: (B,), the classes of the images that were mixed in.
         lam: share of the image itself, in [0, 1].
-        index: (B,), their positions in the training split; None where the data does not say.
     """
 
     label: Tensor
     lam: float
-    index: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -157,7 +155,7 @@ class ClassificationMethod(Method):
 
     def _objective_of(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
         image, label = batch_fields(batch, ("image", "label"))
-        index = batch.get("index") if isinstance(batch, Mapping) else next(iter(batch[2:3]), None)
+        index = named_fields(batch).get("index")
         objective = self._objective
         # With several processes the global batch is mixed, so that together they do what one process does.
         draw, whole = None, image
@@ -178,8 +176,7 @@ class ClassificationMethod(Method):
             logits = self.backbone.forward(
                 image, at=stage, apply=lambda x: own_rows(draw.mix(gather_rows(x)))
             )
-        partner_index = None if index is None else own_rows(gather_rows(index)[draw.partner])
-        partner = Partner(own_rows(whole_label[draw.partner]), draw.lam, partner_index)
+        partner = Partner(own_rows(whole_label[draw.partner]), draw.lam)
         return objective(logits, Batch(image, label, partner, index))
 
     def optimizer_step(self, *args, **kwargs) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regbench import seeding
+from regbench.backbones.backbone import reset_parameters
 from regbench.errors import UserError, unknown
 from regbench.functional.hyperparameters import Current, Space, attach_dropout, dropout_sites
 from regbench.registry import Paper, register
@@ -234,11 +235,7 @@ class HyperparameterSearch(ClassificationMethod):
     def _start_anew(self) -> None:
         """Layers get PyTorch's own initialisation, with a seed of the trial's; the optimiser forgets its state."""
         seeding.seed_globals(self.seed, "trial_init", self.trial)
-        for module in self.backbone.modules():
-            # nn.MultiheadAttention's is named with an underscore
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            if reset is not None:
-                reset()
+        reset_parameters(self.backbone)
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
 

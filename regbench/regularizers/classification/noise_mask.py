@@ -157,6 +157,11 @@ class PolicyNetwork(nn.Module):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        if image.shape[1] not in (1, 3):
+            raise UserError(
+                f"regularizer.mask=policy looks at grey or colour images; these have {image.shape[1]} channels. "
+                "Take regularizer.mask=uniform, constant or none."
+            )
         features = self.trunk(image.expand(-1, 3, -1, -1))
         return self.head_a(features), self.head_b(features)
 
@@ -260,6 +265,10 @@ class NoiseMask(ClassificationMethod):
             raise UserError(
                 f"regularizer.kernel={kernel} and sigma={sigma}: the blur needs an odd side and a sigma above 0."
             )
+        if masked_validation and mask != "policy":
+            raise UserError(
+                f"regularizer.masked_validation=true validates under the policy's mask; mask={mask} has none."
+            )
         for name, value in (
             ("loss_scale", loss_scale),
             ("finetune_lr", finetune_lr),
@@ -281,7 +290,6 @@ class NoiseMask(ClassificationMethod):
             self.register_buffer("base_a", torch.rand(1, grid**2))
             self.register_buffer("base_b", torch.rand(1, grid**2))
             self.register_buffer("mean_ce", torch.tensor(math.log(num_classes)))  # as untrained
-        self._watched: dict[str, tuple[Tensor, int]] = {}  # name → sum and count over the epoch's batches
 
     # -- the two phases ------------------------------------------------------------------------------------------
 
@@ -329,7 +337,6 @@ class NoiseMask(ClassificationMethod):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        self._watched.clear()
         if self.current_epoch == self.masked_epochs:
             # Fine-tuning is a new optimiser in the code: no momentum of the first phase. A run that is resumed here
             # has read that momentum from its checkpoint, and forgets it too.
@@ -353,8 +360,8 @@ class NoiseMask(ClassificationMethod):
             image = image + mask
         elif mask is not None:
             image = image * mask
-            self._watch("mask_mean", mask.mean())
-            self._watch("mask_std", mask.std(dim=(-2, -1), correction=0).mean())
+            self.watch("mask_mean", mask.mean())
+            self.watch("mask_std", mask.std(dim=(-2, -1), correction=0).mean())
         if self.samples_wanted:
             self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
         logits = self.backbone(image)
@@ -379,12 +386,12 @@ class NoiseMask(ClassificationMethod):
         scores = score(log_densities(alpha, beta, cells), self.objective_name)
         with torch.no_grad():
             mean = alpha / (alpha + beta)
-            self._watch("alpha", alpha.mean())
-            self._watch("beta", beta.mean())
+            self.watch("alpha", alpha.mean())
+            self.watch("beta", beta.mean())
             # Of each cell's mean over the images: 0 where the policy does not look at the image.
-            self._watch("policy_std", mean.std(0, correction=0).mean())
-            self._watch("score", scores.mean())
-            self._watch("score_below_0", (scores < 0).float().mean())
+            self.watch("policy_std", mean.std(0, correction=0).mean())
+            self.watch("score", scores.mean())
+            self.watch("score_below_0", (scores < 0).float().mean())
         return smooth_mask(cells, size, self.kernel, self.sigma), scores
 
     def control(self, image: Tensor) -> Tensor | None:
@@ -447,14 +454,3 @@ class NoiseMask(ClassificationMethod):
             image = image * smooth_mask(cells, self._size(image), self.kernel, self.sigma)
             batch = {"image": image, "label": label}
         super().validation_step(batch, batch_idx)
-
-    # What is watched: means over an epoch, summed on the device so that no step waits for it.
-
-    def _watch(self, name: str, value: Tensor) -> None:
-        total, count = self._watched.get(name, (0.0, 0))
-        self._watched[name] = total + value.detach(), count + 1
-
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        for name, (total, count) in self._watched.items():
-            self.log(f"train/{name}", total / count, sync_dist=True)

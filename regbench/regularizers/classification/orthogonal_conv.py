@@ -16,6 +16,7 @@ from regbench.functional.orthogonality import (
     matrix_orthogonality,
     orthogonal_exists,
     orthogonality_norm,
+    why_undefined,
 )
 from regbench.registry import Paper, register
 from regbench.regularizers.classification.base import ClassificationMethod
@@ -33,16 +34,10 @@ def why_left_out(layer: _ConvNd) -> str | None:
     """
     if not isinstance(layer, nn.Conv2d):
         return f"it is a {type(layer).__name__}, not a Conv2d"
-    height, width = layer.kernel_size
-    if layer.groups != 1:
-        return "its channels are grouped"
-    if layer.dilation != (1, 1):
-        return "it is dilated"
-    if height != width or height % 2 == 0:
-        return f"its kernel is {height} × {width}, not square and odd"
-    if layer.stride[0] != layer.stride[1]:
-        return "its strides differ"
-    if not orthogonal_exists(layer.out_channels, layer.in_channels, height, layer.stride[0]):
+    if (why := why_undefined(layer)) is not None:
+        return why
+    height, stride = layer.kernel_size[0], layer.stride[0]
+    if not orthogonal_exists(layer.out_channels, layer.in_channels, height, stride):
         return "no orthogonal convolution of its sizes exists"
     return None
 

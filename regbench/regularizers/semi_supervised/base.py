@@ -105,7 +105,6 @@ class SemiSupervisedMethod(ClassificationMethod):
         self.decay, self.decay_end = decay, decay_end
         self.student = copy.deepcopy(self.backbone)
         self.backbone.requires_grad_(False)
-        self._confident: Tensor | None = None
 
     def train(self, mode: bool = True) -> "SemiSupervisedMethod":
         super().train(mode)
@@ -118,6 +117,10 @@ class SemiSupervisedMethod(ClassificationMethod):
         if self._trainer is None:
             return 0.0
         return min(self.global_step / max(self.trainer.estimated_stepping_batches, 1), 1.0)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.student, self.backbone]
 
     def parameter_options(self) -> list[dict[str, Any]]:
         plain = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
@@ -142,7 +145,7 @@ class SemiSupervisedMethod(ClassificationMethod):
                 on_weak = [self.backbone(weak)]
         pseudo, confidence = pseudo_labels(on_weak[0].float())
         keep = confidence >= self.threshold
-        self._confident = keep.float().mean() + (0.0 if self._confident is None else self._confident)
+        self.watch("confident", keep.float().mean())  # of the unlabelled images: their pseudo labels count
         unsupervised = masked_cross_entropy(on_strong, pseudo, keep)
         loss = F.cross_entropy(on_labelled, label) + self.weight * unsupervised
         return Consistency(loss, pseudo, confidence)
@@ -160,13 +163,3 @@ class SemiSupervisedMethod(ClassificationMethod):
                 average([a for a, _ in floats], [b.detach() for _, b in floats], None)
             for counter, newest in (pair for pair in pairs if not pair[0].is_floating_point()):
                 counter.copy_(newest)
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self._confident = None
-
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        if self._confident is not None:  # share of the unlabelled images whose pseudo label counted
-            batches = max(int(self.trainer.num_training_batches), 1)
-            self.log("train/confident", self._confident / batches, sync_dist=True)

@@ -11,10 +11,10 @@ from regbench.backbones.backbone import Backbone
 from regbench.backbones.mnist_cnn import mnist_cnn
 from regbench.backbones.small import mlp, small_cnn, small_vit
 from regbench.errors import UserError
+from regbench.functional import mixing
 from regbench.regularizers.classification.adamixup import (
     AdaMixUp,
     PolicyNetwork,
-    beta,
     interval,
     mix_pairs,
     pair_cross_entropy,
@@ -93,7 +93,7 @@ def test_random_average_is_half_the_sum():
 @pytest.mark.parametrize("alpha", [1e-3, 0.2, 1.0, 4.0])
 def test_beta_has_its_moments(alpha):
     """Mean 1/2, variance 1 / (4 (2 alpha + 1)); small alphas neither under- nor overflow."""
-    draws = beta(alpha, 20_000, torch.Generator().manual_seed(0))
+    draws = mixing.betas(alpha, 20_000, torch.Generator().manual_seed(0))
     assert draws.mean().item() == pytest.approx(0.5, abs=0.015)
     assert draws.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.006)
 

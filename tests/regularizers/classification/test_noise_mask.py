@@ -400,6 +400,7 @@ def test_validation_is_clean_unless_asked(train):
         ({"noise": -1}, "noise=-1"),
         ({"policy_lr": -1}, "policy_lr=-1"),
         ({"policy_backbone": "resnet10x"}, "resnet10"),
+        ({"mask": "uniform", "masked_validation": True}, "masked_validation"),
     ],
 )
 def test_mistakes_stop_at_construction(options, message):
@@ -412,6 +413,12 @@ def test_mistakes_stop_at_construction(options, message):
 def test_masks_that_do_not_fit_the_image(options, mask):
     with pytest.raises(UserError, match="16x16"):
         method(mask=mask, **options).training_loss(batch())
+
+
+def test_the_policy_needs_grey_or_colour_images():
+    images, labels = torch.rand(4, 2, 16, 16), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(UserError, match="2 channels"):
+        method().training_loss({"image": images, "label": labels})
 
 
 def test_nothing_stacks_on_it():
