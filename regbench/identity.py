@@ -48,6 +48,12 @@ NEUTRAL: dict[str, Any] = {
     "dataset.unlabelled.strong.randaugment.n": 2,
     "dataset.unlabelled.strong.randaugment.m": 10,
     "dataset.unlabelled.strong.cutout": None,
+    "dataset.noise.kind": None,
+    "dataset.noise.rate": 0.0,
+    "dataset.noise.keep_true": False,
+    "dataset.noise.exact": False,
+    "dataset.noise.class_map": None,
+    "dataset.noise.validation": True,
 }
 
 

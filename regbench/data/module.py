@@ -8,7 +8,9 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+from regbench.data import label_noise
 from regbench.data.augment import Augment, normalization
 from regbench.data.loaders import (
     EpochPlan,
@@ -38,8 +40,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     Args:
         node: a config of the group `dataset` (see `configs/dataset/_base.yaml` for every key).
-        seeds: stream → seed (`regbench.seeding.streams`). Only "order" is used: it fixes the order of the
-            training batches and their augmentation. The splits never depend on a seed.
+        seeds: stream → seed (`regbench.seeding.streams`). "order" fixes the order of the training batches and their
+            augmentation, "noise" the label noise. The splits never depend on a seed.
 
     Attributes: num_classes, shape (C, H, W) of a batch's images, class_names. Sets in memory keep their own
     size there; their batches are resized to `image_size` on the device.
@@ -74,6 +76,8 @@ class ImageDataModule(pl.LightningDataModule):
                 f"does not divide into {world} equal parts. Take a multiple of {world}."
             )
         Augment.from_config(node.get("augment"))
+        if self._noise is not None:
+            label_noise.check(self._noise)
         if node.get("labelled") is not None:
             ratio = node["unlabelled"]["ratio"]
             if not isinstance(ratio, int) or isinstance(ratio, bool) or ratio < 1:
@@ -140,10 +144,35 @@ class ImageDataModule(pl.LightningDataModule):
             train = balanced_subset(train, size)
         self._check_loaded(train, sets)
         notes, labelled = sets.notes, node.get("labelled")
+        if self._noise is not None and self._noise["kind"] is not None:
+            train, val = self._with_noise(train, val, len(sets.class_names))
+            wrong = (train.labels != train.clean).double().mean()
+            notes = (
+                f"{notes} {wrong:.1%} of the training labels are wrong ({self._noise['kind']} noise).".strip()
+            )
         if labelled is not None:
             self._check_labelled(train, len(sets.class_names))
             notes = f"{notes} Of {len(train)} training images {labelled} keep their labels.".strip()
         return ImageSets(train, sets.test, val, sets.class_names, sets.fingerprint, notes)
+
+    @property
+    def _noise(self) -> dict[str, Any] | None:
+        return self.node.get("noise")
+
+    def _with_noise(self, train: Split, val: Split | None, classes: int) -> tuple[Split, Split | None]:
+        """The splits with noisy labels; they keep the true ones as `clean`."""
+        if train.clean is not None:
+            raise UserError("dataset.noise puts noise on true labels; this set's labels are noisy already.")
+
+        def noisy(name: str, split: Split) -> Split:
+            labels = label_noise.noisy_labels(
+                split.labels, classes, self._noise, self.seeds["noise"], name, split.images
+            )
+            return Split(split.images, labels, split.labels)
+
+        if val is not None and self._noise["validation"]:
+            val = noisy("val", val)
+        return noisy("train", train), val
 
     def _check_labelled(self, train: Split, classes: int) -> None:
         labelled, step = self.node["labelled"], self.node["unlabelled"]["ratio"] * self.node["batch_size"]
@@ -194,6 +223,14 @@ class ImageDataModule(pl.LightningDataModule):
             )
         return list(mean), list(std)
 
+    @property
+    def clean_labels(self) -> Tensor | None:
+        """The true classes int64 (N,) of the training images where labels are wrong and the truth is known, else None.
+
+        For measuring: batches hold the labels that training sees.
+        """
+        return self.sets.train.clean
+
     # -- loaders ---------------------------------------------------------------------------------------------
 
     def train_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader:
@@ -230,6 +267,10 @@ class ImageDataModule(pl.LightningDataModule):
             )
         return TrainLoader(train, plan, scale_bias)
 
+    def plain_train_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader:
+        """All training images once over all ranks, in order and not augmented, with the labels that training sees."""
+        return self._eval_loader("train", device, rank, world)
+
     def val_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader | None:
         """All validation images once over all ranks; None where there is no validation split."""
         return None if self.sets.val is None else self._eval_loader("val", device, rank, world)
@@ -253,7 +294,7 @@ class ImageDataModule(pl.LightningDataModule):
         """The split with its tensors on the device; copied there once."""
         split = getattr(self.sets, name)
         if split.streams:
-            return split
+            return Split(split.images, split.labels)
         key = (name, torch.device(device))
         if key not in self._on_device:
             self._on_device[key] = Split(split.images.to(device).contiguous(), split.labels.to(device))

@@ -34,10 +34,13 @@ class Split:
     Args:
         images: uint8 (N, C, H, W), or an `ImageSource` of length N where the set is streamed.
         labels: int64 (N,), each in [0, number of classes).
+        clean: int64 (N,), the true classes where some labels are wrong and the truth is known. For measuring only: no
+            loader gives them out.
     """
 
     images: Tensor | ImageSource
     labels: Tensor
+    clean: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,7 +52,7 @@ class Split:
     def select(self, index: Tensor) -> "Split":
         """The samples at `index` (int64), in its order."""
         images = self.images.select(index) if self.streams else self.images[index]
-        return Split(images, self.labels[index])
+        return Split(images, self.labels[index], None if self.clean is None else self.clean[index])
 
 
 @dataclass

@@ -35,10 +35,12 @@ class Partner(NamedTuple):
     Attributes:
         label: (B,), the classes of the images that were mixed in.
         lam: share of the image itself, in [0, 1].
+        index: (B,), their positions in the training split; None where the data does not say.
     """
 
     label: Tensor
     lam: float
+    index: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -49,12 +51,14 @@ class Batch(NamedTuple):
         label: (B,), the classes of the images themselves.
         partner: None where nothing was mixed.
         index: (B,), positions in the training split; None where the data does not say.
+        original: (B, C, H, W), the images before they were mixed; `image` itself where nothing was mixed at the input.
     """
 
     image: Tensor
     label: Tensor
     partner: Partner | None = None
     index: Tensor | None = None
+    original: Tensor | None = None
 
 
 HOOKS = ("mix", "objective", "penalty", "reparameterise", "after_step")
@@ -158,7 +162,7 @@ class ClassificationMethod(Method):
         index = named_fields(batch).get("index")
         objective = self._objective
         # With several processes the global batch is mixed, so that together they do what one process does.
-        draw, whole = None, image
+        draw, whole, original = None, image, image
         if self._mix is not None:
             whole, whole_label = gather_rows(image), gather_rows(label)
             draw = self._mix(whole, whole_label)
@@ -167,7 +171,7 @@ class ClassificationMethod(Method):
         if self.samples_wanted:
             self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
         if draw is None:
-            return objective(self.backbone(image), Batch(image, label, None, index))
+            return objective(self.backbone(image), Batch(image, label, None, index, original))
         if draw.layer == 0:
             logits = self.backbone(image)
         else:
@@ -176,8 +180,9 @@ class ClassificationMethod(Method):
             logits = self.backbone.forward(
                 image, at=stage, apply=lambda x: own_rows(draw.mix(gather_rows(x)))
             )
-        partner = Partner(own_rows(whole_label[draw.partner]), draw.lam)
-        return objective(logits, Batch(image, label, partner, index))
+        other = None if index is None else own_rows(gather_rows(index)[draw.partner])
+        partner = Partner(own_rows(whole_label[draw.partner]), draw.lam, other)
+        return objective(logits, Batch(image, label, partner, index, original))
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)

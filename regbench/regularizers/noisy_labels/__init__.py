@@ -1,0 +1,1 @@
+"""Methods that train a classifier on labels of which some are wrong."""
