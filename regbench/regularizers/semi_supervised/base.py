@@ -11,9 +11,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from regbench.errors import UserError, unknown
+from regbench.functional.moving_average import step_average
 from regbench.functional.pseudo_labels import masked_cross_entropy, pseudo_labels
 from regbench.regularizers.base import batch_fields
 from regbench.regularizers.classification.base import ClassificationMethod
@@ -152,14 +152,5 @@ class SemiSupervisedMethod(ClassificationMethod):
 
     def after_step(self) -> None:
         step = None if self._trainer is None else self.global_step
-        average = get_ema_multi_avg_fn(decay_at(self.progress, self.decay, self.decay_end, step))
-        for own, other in (
-            (self.backbone.parameters(), self.student.parameters()),
-            (self.backbone.buffers(), self.student.buffers()),
-        ):
-            pairs = list(zip(own, other, strict=True))
-            floats = [pair for pair in pairs if pair[0].is_floating_point()]
-            if floats:
-                average([a for a, _ in floats], [b.detach() for _, b in floats], None)
-            for counter, newest in (pair for pair in pairs if not pair[0].is_floating_point()):
-                counter.copy_(newest)
+        decay = decay_at(self.progress, self.decay, self.decay_end, step)
+        step_average(self.backbone, self.student, decay)
