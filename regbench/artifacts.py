@@ -1,7 +1,8 @@
 """What a run starts from: trained networks that other runs make, or checkpoints from elsewhere.
 
 A configuration's `artifacts` maps a role (the method says which it has) to {overrides: [...]}, the overrides
-of the run that makes it, or to {file: ..., sha256: ...}. A run is made once in a folder of runs, whoever asks for it.
+of the run that makes it, or to {file: ..., sha256: ...}. Among the overrides `<key>=same` takes a part of the
+configuration, e.g. dataset, from the run that asks for it. A run is made once in a folder of runs, whoever asks for it.
 """
 
 import hashlib
@@ -55,8 +56,11 @@ def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]]
 
 
 def _maker(cfg: DictConfig, node: DictConfig) -> DictConfig:
-    """The maker's configuration, with the places and the display of the run that asks for it."""
-    maker = compose_config([*node.overrides])
+    """The maker's configuration, with the places and the display of the run that asks for it, and what is the same."""
+    same = [text.removesuffix("=same") for text in node.overrides if text.endswith("=same")]
+    maker = compose_config([text for text in node.overrides if not text.endswith("=same")])
+    for key in same:
+        OmegaConf.update(maker, key, OmegaConf.select(cfg, key), merge=False)
     maker.runs_dir, maker.progress, maker.debug = cfg.runs_dir, cfg.progress, cfg.debug
     if maker.dataset.root is None:
         maker.dataset.root = cfg.dataset.root

@@ -119,6 +119,6 @@ class MixupNeuralCollapse(ClassificationMethod):
         return Draw(partner, lam, partial(mixing.interpolate, partner=partner, lam=lam))
 
     def objective(self, logits: Tensor, batch: Batch) -> Tensor:
-        label_b, lam = (batch.label, 1.0) if batch.partner is None else batch.partner
+        label_b, lam = (batch.label, 1.0) if batch.partner is None else batch.partner[:2]
         loss = mixup_cross_entropy if self.loss == "ce" else mixup_squared_error
         return loss(logits, batch.label, label_b, lam)
