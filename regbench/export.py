@@ -49,6 +49,9 @@ def describe(run: Path, out: Path) -> str:
     result = RunFolder(run).result()
     data, network = result["data"], result["config"]["backbone"]
     name = network.get("model_name") or network["name"]
+    if "edges" in data:
+        size, classes = data["shape"][0], data["num_classes"]
+        return f"{out}: state_dict of {name} for nodes of {size} features and {classes} classes."
     mean, std = ("[" + ", ".join(f"{value:.4f}" for value in data[key]) + "]" for key in ("mean", "std"))
     shape = "×".join(map(str, data["shape"]))
     return (

@@ -19,6 +19,7 @@ from regbench.paths import plugins
 # and a method runs on every dataset that has the fields of its task.
 TASKS: dict[str, tuple[str, ...]] = {
     "classification": ("image", "label"),
+    "node_classification": ("features", "edges", "label", "train_mask"),
     "noisy_labels": ("image", "label", "index"),
     "semi_supervised": ("image", "label", "unlabelled_weak", "unlabelled_strong"),
 }

@@ -15,6 +15,7 @@ import regbench.torchvision_schemas  # noqa: F401  before Lightning, which impor
 # isort: split
 import pytorch_lightning as pl
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -28,6 +29,7 @@ from regbench.backbones.sync_batchnorm import synchronise_batchnorm
 from regbench.callbacks import EpochCheckpoint, LineProgress
 from regbench.checks import check, check_writable
 from regbench.composing import build, flat
+from regbench.data.graphs import GraphDataModule
 from regbench.data.module import ImageDataModule
 from regbench.errors import UserError
 from regbench.files import write_whole
@@ -67,7 +69,7 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
     check_stack(registry.load(cfg.regularizer.name), {slug: registry.load(slug) for slug in stack})
     seeds = seeding.streams(cfg.seed, resolved["seeds"])
 
-    data = ImageDataModule(resolved["dataset"], seeds)
+    data = data_module(resolved["dataset"], seeds)
     data.check(world_size(cfg.accelerator))
     data.prepare_data()
     seeding.seed_globals(seeds["init"], "init")
@@ -169,15 +171,24 @@ def show_metrics(metrics: dict[str, float], tested: list[Path]) -> None:
     Console().print(table)
 
 
+def data_module(dataset: Mapping[str, Any], seeds: Mapping[str, int]) -> ImageDataModule | GraphDataModule:
+    """The data module of a resolved config of the group `dataset`, which names its class where it is not of images."""
+    cls = ImageDataModule if (name := dataset.get("datamodule")) is None else get_class(name)
+    return cls(dataset, seeds)
+
+
 def describe_data(data: dict[str, Any]) -> str:
     """One line on the data, e.g. "digits: 1078 training, 120 validation, 599 test images of 1×8×8, 10 classes"."""
     shape = "×".join(map(str, data["shape"]))
-    sizes = f"{data['train']} training, {data['val']} validation, {data['test']} test images of {shape}"
+    items = f"images of {shape}"
+    if "edges" in data:
+        items = f"nodes of {shape} features, among {data['nodes']} nodes with {data['edges']} edges"
+    sizes = f"{data['train']} training, {data['val']} validation, {data['test']} test {items}"
     line = f"{data['name']}: {sizes}, {data['num_classes']} classes. Validation: {data['validation']}."
     return f"{line} {data['notes']}".strip()
 
 
-def load_network(path: Path, shape: tuple[int, int, int], num_classes: int) -> Backbone:
+def load_network(path: Path, shape: tuple[int, ...], num_classes: int) -> Backbone:
     """The trained network of a run's checkpoint, in evaluation mode and without gradients; see `Method.plain_backbone`.
 
     Raises:
@@ -299,7 +310,7 @@ def build_trainer(
 def fit(
     trainer: pl.Trainer,
     method: pl.LightningModule,
-    data: ImageDataModule,
+    data: ImageDataModule | GraphDataModule,
     ckpt_path: str | None,
     run_dir: Path,
 ) -> None:
@@ -312,7 +323,10 @@ def fit(
 
 
 def test(
-    trainer: pl.Trainer, method: pl.LightningModule, data: ImageDataModule, candidates: list[Path]
+    trainer: pl.Trainer,
+    method: pl.LightningModule,
+    data: ImageDataModule | GraphDataModule,
+    candidates: list[Path],
 ) -> dict[str, float]:
     """The median of each test metric over the checkpoints (usually one)."""
     measured: list[dict[str, float]] = []

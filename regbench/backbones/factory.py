@@ -9,23 +9,26 @@ import torch
 from torch import nn
 
 from regbench.backbones.backbone import Backbone, as_backbone
+from regbench.backbones.graph import GraphBackbone, as_graph_backbone
 from regbench.errors import UserError, unknown
 
 
-def build(config: Mapping[str, Any], *, shape: tuple[int, int, int], num_classes: int) -> Backbone:
-    """The backbone of a config node, in training mode, after one zero image has gone through it.
+def build(config: Mapping[str, Any], *, shape: tuple[int, ...], num_classes: int) -> Backbone:
+    """The backbone of a config node, in training mode, after one zero image, or two nodes, went through it.
 
     Args:
         config: `_target_` is the dotted name of a function or class that takes in_channels, image_size
             (height, width) and num_classes and gives a network; `name` is what errors call it; all else are
             its options.
-        shape: (C, H, W) of the images.
+        shape: (C, H, W) of the images, or (F,): the number of features of a graph's nodes, in_channels.
         num_classes: number of logits.
 
     Raises UserError for unknown options and for a network that does not map (1, C, H, W) to (1, num_classes).
     """
     options = {key: value for key, value in config.items() if key not in ("_target_", "name")}
     name = config.get("name") or config["_target_"]
+    if len(shape) == 1:
+        return _build_for_graphs(config["_target_"], options, shape, num_classes, name)
     backbone = as_backbone(call(config["_target_"], options, shape, num_classes, name))
 
     what = f"Backbone '{name}' with {shape[0]}x{shape[1]}x{shape[2]} images and {num_classes} classes"
@@ -42,6 +45,24 @@ def build(config: Mapping[str, Any], *, shape: tuple[int, int, int], num_classes
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if got != (1, num_classes):
         raise UserError(f"{what} gives {got} for one image, not logits (1, {num_classes}). {advice}")
+    return backbone.train()
+
+
+def _build_for_graphs(
+    target: str, options: Mapping[str, Any], shape: tuple[int], num_classes: int, name: str
+) -> GraphBackbone:
+    what = f"Backbone '{name}' with nodes of {shape[0]} features and {num_classes} classes"
+    advice = "Choose a backbone for graphs: gcn, gat, or erase_gat for regularizer=erase."
+    try:
+        backbone = as_graph_backbone(call(target, options, shape, num_classes, name)).eval()
+        with torch.no_grad():
+            rows = backbone(torch.zeros(2, *shape), torch.tensor([[0, 1], [1, 0]]))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        raise UserError(f"{what} fails: {_first_line(error)}. {advice}") from error
+    got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
+    wanted = (2, num_classes if backbone.codes is None else backbone.codes)
+    if got != wanted:
+        raise UserError(f"{what} gives {got} for two nodes, not {wanted}. {advice}")
     return backbone.train()
 
 
@@ -63,9 +84,7 @@ def custom(
     return call(target, dict(options or {}), (in_channels, *image_size), num_classes, target)
 
 
-def call(
-    target: str, options: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int, name: str
-) -> Any:
+def call(target: str, options: Mapping[str, Any], shape: tuple[int, ...], num_classes: int, name: str) -> Any:
     """Imports `target` and calls it with the options and with what its signature names of the three sizes.
 
     Raises UserError where it can't be imported, and where the call does not fit its signature.

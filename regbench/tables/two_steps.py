@@ -16,9 +16,9 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
     """Trains a run for two steps of two images, then validates and tests it on a batch; returns the test metrics.
 
     The images are random, of the shape and the number of classes that the dataset's config declares, so nothing is
-    read or downloaded. A set that declares no shape uses its own data: those that ship with a package. The network,
-    the method, the optimiser and the accelerator are the run's own; its schedule has no warm-up, which would last
-    longer than two steps.
+    read or downloaded; a graph is replaced by a small random one. A set that declares no shape uses its own data: those
+    that ship with a package, or are generated. The network, the method, the optimiser and the accelerator are the run's
+    own; its schedule has no warm-up, which would last longer than two steps.
 
     Args:
         folder: becomes the run's folder.
@@ -31,7 +31,13 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
 
     cfg = OmegaConf.create(run.config)
     dataset = cfg.dataset
-    if dataset.shape is not None:
+    if dataset.shape is not None and len(dataset.shape) == 1:
+        dataset.load = {
+            "_target_": "regbench.data.graphs.load_random_graph",
+            "features": dataset.shape[0],
+            "num_classes": dataset.num_classes,
+        }
+    elif dataset.shape is not None:
         train = STEPS * BATCH
         if dataset.get("labelled") is not None:
             dataset.labelled = dataset.num_classes
@@ -46,6 +52,8 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
     dataset.batch_size = dataset.eval_batch_size = BATCH
     cfg.trainer.update(max_epochs=1, limit_train_batches=STEPS, limit_val_batches=1, limit_test_batches=1)
     cfg.trainer.update(check_val_every_n_epoch=1, accumulate_grad_batches=1)
+    if "datamodule" in dataset:  # of a graph, which is one batch
+        cfg.trainer.max_epochs = STEPS
     cfg.checkpoint.select = "last"
     if cfg.scheduler is not None and "warmup_epochs" in cfg.scheduler:
         cfg.scheduler.warmup_epochs = 0

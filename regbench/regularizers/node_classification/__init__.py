@@ -1,0 +1,1 @@
+"""Methods that classify the nodes of a graph."""
