@@ -176,20 +176,28 @@ def _cell(
         "seeds": len(values),
         "deterministic": same,
         "reduction": reduction_words,
-        "curve": _curve([finished[k[0]] for k in planned.runs.values() if len(k) == 1 and k[0] in finished]),
+        "curve": _curve(
+            [finished[k[0]] for k in planned.runs.values() if len(k) == 1 and k[0] in finished],
+            (cell.value and (cell.value.draw or cell.value.curve)) or CURVE,
+            table.unit,
+        ),
     }
 
 
-def _curve(runs: list[RunData]) -> dict[str, Any] | None:
-    """Mean and standard deviation over the seeds of the validation accuracy in percent, at the epochs that all have."""
-    curves = [run.curve(CURVE) for run in runs]
+def _curve(runs: list[RunData], metric: str, unit: str) -> dict[str, Any] | None:
+    """Mean and standard deviation over the seeds of a logged curve, at the epochs that all have, in the table's unit
+    (accuracies always in percent).
+    """
+    curves = [run.curve(metric) for run in runs]
     if not curves or not all(curves):
         return None
+    unit = "percent" if metric == CURVE else unit
+    factor = 100 if unit == "percent" else 1
     epochs = sorted(set.intersection(*map(set, curves)))
-    found = [summary([100 * curve[epoch] for curve in curves]) for epoch in epochs]
+    found = [summary([factor * curve[epoch] for curve in curves]) for epoch in epochs]
     return {
-        "metric": CURVE,
-        "unit": "percent",
+        "metric": metric,
+        "unit": unit,
         "epoch": [epoch + 1 for epoch in epochs],
         "mean": [round(s.mean, 3) for s in found],
         "sd": [None if s.sd is None else round(s.sd, 3) for s in found],

@@ -64,8 +64,12 @@ class Run(Part):
 
 
 class Value(Part):
-    """How a cell's number is made of its runs, for each seed; see `regbench.tables.reductions`."""
+    """How a cell's number is made of its runs, for each seed; see `regbench.tables.reductions`.
 
+    `draw` is the curve that a report draws for the cell; the value's own, or else the validation accuracy, without it.
+    """
+
+    draw: str | None = None
     metric: str | None = None
     curve: str | None = None
     epoch: int | None = None
@@ -84,7 +88,9 @@ class Value(Part):
             raise ValueError(
                 "give one of metric, curve (with epoch or best_by), fit (with x, y, give), function"
             )
-        belongs = {"curve": {"epoch", "best_by", "mode"}, "fit": {"x", "y", "give"}}.get(ways[0], set())
+        belongs = {"draw"} | {"curve": {"epoch", "best_by", "mode"}, "fit": {"x", "y", "give"}}.get(
+            ways[0], set()
+        )
         if idle := self.model_fields_set - belongs - {ways[0]}:
             raise ValueError(f"{ways[0]} does not go with {', '.join(sorted(idle))}")
         if self.curve is not None and (self.epoch is None) == (self.best_by is None):

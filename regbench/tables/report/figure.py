@@ -215,7 +215,8 @@ def _panel(title: str, lines: list[tuple[int, dict[str, Any]]], low: float, high
         below, above = ([m + sign * sd for m, sd in zip(mean, spread, strict=True)] for sign in (-1, 1))
         ax.fill_between(curve["epoch"], below, above, color=colour(i), alpha=0.18, lw=0)
     unit = UNITS.get(lines[0][1]["unit"], lines[0][1]["unit"])
-    label = lines[0][1]["metric"] + (f", {unit}" if unit else "")
+    shown = {curve["metric"] for _, curve in lines}
+    label = ", ".join(part for part in (*(shown if len(shown) == 1 else ()), unit) if part)
     ax.set(title=title, xlabel="epoch", ylabel=label, ylim=(low, high))
     ax.grid()
     ax.locator_params(nbins=5, integer=True, axis="x")
