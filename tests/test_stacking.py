@@ -19,7 +19,10 @@ from regbench.regularizers.classification.base import ClassificationMethod, chec
 from regbench.stacking import read_stack, with_defaults
 from support import QUICK, read_result, weights
 
-METHODS = [slug for slug, entry in registry.entries().items() if entry.task == "classification"]
+METHODS = [
+    slug for slug, entry in registry.entries().items() if entry.task in ("classification", "noisy_labels")
+]
+OPTIONS = {"forward_correction": {"kind": "symmetric", "rate": 0.4}}  # which a run takes from its data
 STACKABLE = [slug for slug in METHODS if not registry.load(slug).owns_loop]
 
 
@@ -38,15 +41,18 @@ def batch(size: int = 12) -> dict[str, torch.Tensor]:
     return {"image": image, "label": torch.arange(size) % 5, "index": torch.arange(size)}
 
 
-def teachers(slug: str) -> dict[str, nn.Module]:
-    return {role: network().eval().requires_grad_(False) for role in registry.load(slug).artifacts}
+def options(slug: str) -> dict[str, object]:
+    teachers = {role: network().eval().requires_grad_(False) for role in registry.load(slug).artifacts}
+    return teachers | OPTIONS.get(slug, {})
 
 
 def create(host: str, *stack: str) -> ClassificationMethod:
-    own = [{slug: teachers(slug)} for slug in stack]
-    method = registry.load(host)(network(), 5, stack=own, **teachers(host))
+    own = [{slug: options(slug)} for slug in stack]
+    method = registry.load(host)(network(), 5, stack=own, **options(host))
     for member in method.members:
         member.on_data(12)
+        if hasattr(member, "estimate"):  # of the transition matrix, which a run makes of its training images
+            member.estimate([batch()])
     return method
 
 

@@ -159,6 +159,10 @@ class NestedMask(nn.Module):
         mask = torch.arange(weight.shape[1], device=weight.device) < k
         return weight * mask.view(1, -1, *[1] * (weight.ndim - 2))
 
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The weight itself: what is assigned is kept whole, and masked when it is read."""
+        return weight
+
     @torch.compiler.disable
     def _width(self) -> int:
         return getattr(self._owner(), self._draw)()

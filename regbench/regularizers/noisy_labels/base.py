@@ -97,8 +97,6 @@ class TwoNetworks(ClassificationMethod):
         pretrained: bool = False,
         **base,
     ):
-        if base.get("stack"):
-            raise UserError("A method with two networks trains in a loop of its own; leave stack empty.")
         first = as_backbone(backbone)
         second = fresh_copy(first, pretrained) if second is None else as_backbone(second)
         name = first._classifier_name
