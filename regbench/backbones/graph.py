@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,20 +37,43 @@ def as_graph_backbone(module: nn.Module) -> GraphBackbone:
     return module if isinstance(module, GraphBackbone) else GraphBackbone(module)
 
 
+class FeatureDropout(nn.Module):
+    """Dropout of the nodes' features (N, F). Random numbers are drawn for the entries that are not zero only: of a bag
+    of words that is one in a hundred, and the others stay zero either way.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+        self._seen: tuple[Tensor, Tensor] | None = (
+            None  # features, and the places of their entries, row by row
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return features
+        if self._seen is None or self._seen[0] is not features:
+            self._seen = features, features.flatten().nonzero().flatten()
+        places = self._seen[1]
+        kept = F.dropout(features.flatten()[places], self.p)
+        return torch.zeros_like(features).flatten().index_copy_(0, places, kept).view_as(features)
+
+
 class GraphNetwork(nn.Module):
     """Graph convolutions with dropout before each and an activation between them."""
 
     def __init__(self, layers: list[nn.Module], activation: nn.Module, dropout: float):
         super().__init__()
+        self.feature_dropout = FeatureDropout(dropout)
         self.layers = nn.ModuleList(layers)
         self.activation = activation
         self.dropout = dropout
 
     def forward(self, features: Tensor, edges: Tensor) -> Tensor:
-        x = features
-        for number, layer in enumerate(self.layers):
-            x = x if number == 0 else self.activation(x)
-            x = layer(F.dropout(x, self.dropout, self.training), edges)
+        first, *others = self.layers
+        x = first(self.feature_dropout(features), edges)
+        for layer in others:
+            x = layer(F.dropout(self.activation(x), self.dropout, self.training), edges)
         return x
 
 
@@ -62,12 +86,12 @@ class CodeNetwork(nn.Module):
         super().__init__()
         self.codes = codes
         self.layers = nn.ModuleList(layers)
-        self.dropout = dropout
+        self.feature_dropout = FeatureDropout(dropout)
         self.slope = slope
         self.norms = norms
 
     def forward(self, features: Tensor, edges: Tensor) -> Tensor:
-        x = self.layers[0](F.dropout(features, self.dropout, self.training), edges)
+        x = self.layers[0](self.feature_dropout(features), edges)
         x = unit_rows(F.leaky_relu(x, self.slope), self.norms[0])
         return unit_rows(self.layers[1](x, edges), self.norms[1]).relu()
 
