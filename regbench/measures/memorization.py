@@ -147,12 +147,12 @@ def draw(path: Path, curves: list[dict[str, float]]) -> None:
     """A picture of the measures against epochs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(5, 5), layout="constrained")
     panel = figure.subplots()
-    epochs = [row["epoch"] for row in curves]
+    epochs = [row["epoch"] + 1 for row in curves]
     for name, (style, label) in CURVES.items():
         if name in curves[0]:
             panel.plot(epochs, [row[name] for row in curves], style, label=label)
     panel.set(xlabel="epoch", ylabel="share of images", ylim=(0, 1))
-    panel.legend(fontsize="small")
+    figure.legend(loc="outside lower left", fontsize="small")
     figure.savefig(path, dpi=80)
