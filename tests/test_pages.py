@@ -5,7 +5,7 @@ import re
 import pytest
 
 from regbench.tables import published
-from regbench.tables.published import docs_dir, published_markdown, update_pages
+from regbench.tables.published import docs_dir, load_results, make_site, published_markdown, update_pages
 from regbench.tables.spec import load_table
 
 PAGES = sorted(path.stem for path in (docs_dir() / "papers").glob("*.md"))
@@ -24,6 +24,14 @@ def test_a_page_names_tables_and_scales_that_there_are(slug):
     for table in re.findall(r"<!-- published:(\w+) -->", text):
         assert load_table(f"{slug}/{table}").published
     assert len(re.findall("<!-- published:", text)) == len(re.findall("<!-- /published -->", text))
+
+
+def test_the_site_holds_every_committed_result(tmp_path):
+    make_site(tmp_path)
+    results = load_results([docs_dir() / "results"])
+    assert results
+    for result in results:
+        assert (tmp_path / result["slug"] / result["table"] / result["scale"] / "index.html").is_file()
 
 
 def test_published_values_by_hand():

@@ -326,6 +326,32 @@ def test_the_learning_curve_is_in_percent_at_the_epochs_that_all_have(tmp_path, 
     }
 
 
+def test_a_cell_names_the_curve_that_is_drawn(tmp_path, finish):
+    finish("plain-0", 0.5)
+    rows = ["epoch,val/accuracy,train/wrong_given,val/loss", "0,0.5,,3", "1,0.6,0.25,2", "2,0.7,0.75,1"]
+    (tmp_path / "plain-0" / "metrics.csv").write_text("\n".join(rows) + "\n")
+    cells = [
+        *PLAIN,
+        {
+            "row": "drawn",
+            "column": "c",
+            "run": "plain",
+            "value": {"metric": "test/nll", "draw": "train/wrong_given"},
+        },
+        {"row": "own", "column": "c", "run": "plain", "value": {"curve": "val/loss", "epoch": 1}},
+    ]
+    found = cells_of(plan_of(cells, seeds=[0]), tmp_path)
+    curves = {
+        name: (cell["curve"]["metric"], cell["curve"]["epoch"], cell["curve"]["mean"])
+        for name, cell in found.items()
+    }
+    assert curves == {
+        "plain / c": ("val/accuracy", [1, 2, 3], [50.0, 60.0, 70.0]),
+        "drawn / c": ("train/wrong_given", [2, 3], [25.0, 75.0]),
+        "own / c": ("val/loss", [1, 2, 3], [300.0, 200.0, 100.0]),  # in the table's unit, as all its numbers
+    }
+
+
 def test_claims_are_judged_on_what_was_measured(tmp_path, finish):
     claim = {"says": "It helps", "kind": "better", "left": {"row": "r", "column": "with"},
              "right": {"row": "r", "column": "without"}}  # fmt: skip
