@@ -18,7 +18,7 @@ from regbench.errors import UserError, unknown
 from regbench.paths import config_folders, configs_dir, shelf
 from regbench.terminal import plain_console
 
-NARROW = 100  # columns of a terminal below which lines with an indented text take the place of tables
+NARROW = 110  # columns of a terminal below which lines with an indented text take the place of tables
 STOP_WORDS = {"a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "of", "on", "the", "to"}
 JOURNALS = "nature|neural computation|neural networks|pnas|science|tpami|tnnls|tip|tmlr|jmlr|ijcv"
 JOURNAL = re.compile(rf"journal|transactions|letters|^({JOURNALS})\b", re.IGNORECASE)

@@ -11,7 +11,16 @@ from typing import Any
 from regbench.files import write_whole
 from regbench.paths import data_root
 
-DECODERS = ("numpy", "pillow", "pyarrow", "scikit-learn", "scikit-image", "mlxtend", "torchvision")
+DECODERS = (
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "scikit-learn",
+    "scikit-image",
+    "mlxtend",
+    "torchvision",
+    "torch_geometric",
+)
 MANY_FILES = 50_000  # a folder with more is not looked through: its loader does that as fast
 
 

@@ -102,7 +102,7 @@ def test_search(shown, search, slugs):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["list", "--task", "clasification"], "Did you mean classification?"),
+        (["list", "--task", "clasification"], "Did you mean classification"),
         (["list", "--search", "no such words"], "No method mentions 'no such words'"),
         (["info", "mixpu"], "Did you mean mixup"),
         (["cite", "decoupled_mixpu"], "Did you mean decoupled_mixup"),

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from regbench.data.module import ImageDataModule
 from regbench.errors import UserError
 from regbench.functional.distributed import world_size
 
@@ -82,6 +83,10 @@ class Memorization(pl.Callback):
         self.curves = state["curves"]
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not isinstance(trainer.datamodule, ImageDataModule):
+            raise UserError(
+                "callbacks=memorization measures on images; for graphs take callbacks=[default,nodes]."
+            )
         _true_labels(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -17,7 +17,8 @@ from regbench.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "backbone"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-OWN = [name for name in NAMES if name not in ("timm", "custom")]
+GRAPHS = [name for name in NAMES if "backbones.graph." in (CONFIGS / f"{name}.yaml").read_text()]
+OWN = [name for name in NAMES if name not in ("timm", "custom", *GRAPHS)]
 
 
 def config(name: str, **options) -> dict:

@@ -97,5 +97,9 @@ def test_it_goes_on_after_a_resume():
 def test_it_needs_wrong_labels(train, caplog):
     code, _ = train("regularizer=none", *QUICK, *MEASURED)
     assert code == 2
+    code, _ = train(
+        "regularizer=node_ce", "trainer.max_epochs=1", "logger=none", "callbacks=[default,memorization]"
+    )
+    assert code == 2
     with pytest.raises(UserError, match="1 or more"):
         Memorization(every=0)

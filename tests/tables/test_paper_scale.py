@@ -37,7 +37,7 @@ def kind(run: PlannedRun) -> str:
     hooks = hooks_of(registry.load(regularizer["name"])) if not config["stack"] else set()
     outside = hooks and hooks <= OUTSIDE
     outside = outside and "manifold_mixup" not in (regularizer["name"], regularizer.get("policy"))
-    data = {key: config["dataset"][key] for key in ("name", "shape", "num_classes", "image_size")}
+    data = {key: config["dataset"].get(key) for key in ("name", "shape", "num_classes", "image_size")}
     parts = without_numbers(config["stack"]), sorted(config["callbacks"])
     return json.dumps([data, regularizer, parts, None if outside else config["backbone"]], sort_keys=True)
 
