@@ -29,7 +29,7 @@ from regbench.backbones.sync_batchnorm import synchronise_batchnorm
 from regbench.callbacks import EpochCheckpoint, LineProgress
 from regbench.checks import check, check_writable
 from regbench.composing import build, flat
-from regbench.data.graphs import GraphDataModule
+from regbench.data.base import DataModule
 from regbench.data.module import ImageDataModule
 from regbench.errors import UserError
 from regbench.files import write_whole
@@ -171,7 +171,7 @@ def show_metrics(metrics: dict[str, float], tested: list[Path]) -> None:
     Console().print(table)
 
 
-def data_module(dataset: Mapping[str, Any], seeds: Mapping[str, int]) -> ImageDataModule | GraphDataModule:
+def data_module(dataset: Mapping[str, Any], seeds: Mapping[str, int]) -> DataModule:
     """The data module of a resolved config of the group `dataset`, which names its class where it is not of images."""
     cls = ImageDataModule if (name := dataset.get("datamodule")) is None else get_class(name)
     return cls(dataset, seeds)
@@ -310,7 +310,7 @@ def build_trainer(
 def fit(
     trainer: pl.Trainer,
     method: pl.LightningModule,
-    data: ImageDataModule | GraphDataModule,
+    data: DataModule,
     ckpt_path: str | None,
     run_dir: Path,
 ) -> None:
@@ -325,7 +325,7 @@ def fit(
 def test(
     trainer: pl.Trainer,
     method: pl.LightningModule,
-    data: ImageDataModule | GraphDataModule,
+    data: DataModule,
     candidates: list[Path],
 ) -> dict[str, float]:
     """The median of each test metric over the checkpoints (usually one)."""

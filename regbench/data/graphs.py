@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from regbench import seeding
-from regbench.data import label_noise
+from regbench.data.base import DataModule
 from regbench.data.sets import fingerprint, rank_in_class
 from regbench.errors import UserError
 from regbench.paths import data_root
@@ -122,7 +121,7 @@ class WholeGraph:
         yield dict(self.batch)
 
 
-class GraphDataModule(pl.LightningDataModule):
+class GraphDataModule(DataModule):
     """The loaders of one graph; see the module for what their batches hold.
 
     Args:
@@ -132,9 +131,7 @@ class GraphDataModule(pl.LightningDataModule):
     """
 
     def __init__(self, node: Mapping[str, Any] | DictConfig, seeds: Mapping[str, int]):
-        super().__init__()
-        self.node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-        self.seeds = dict(seeds)
+        super().__init__(node, seeds)
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
 
     def check(self, world: int = 1) -> None:
@@ -143,8 +140,7 @@ class GraphDataModule(pl.LightningDataModule):
             raise UserError(
                 f"A graph is one batch, which {world} processes can't share. Use accelerator.devices=1."
             )
-        label_noise.check(self.node["noise"])
-        if self.node["noise"]["kind"] == "instance":
+        if self.noise is not None and self.noise["kind"] == "instance":
             raise UserError(
                 "dataset.noise.kind=instance is made for images; graphs have symmetric, asymmetric and pairflip noise."
             )
@@ -163,43 +159,23 @@ class GraphDataModule(pl.LightningDataModule):
             raise UserError(
                 f"dataset.num_classes={self.node['num_classes']}, but the graph has {classes} classes."
             )
-        noise, notes = self.node["noise"], graph.notes
+        notes = graph.notes
         train, val, test = (
             Nodes(index, graph.labels[index]) for index in (graph.train, graph.val, graph.test)
         )
-
-        def noisy(name: str, nodes: Nodes) -> Nodes:
-            labels = label_noise.noisy_labels(nodes.labels, classes, noise, self.seeds["noise"], name)
-            return Nodes(nodes.index, labels, nodes.labels)
-
-        if noise["kind"] is not None:
-            train = noisy("train", train)
-            val = noisy("val", val) if noise["validation"] else val
-            wrong = (train.labels != train.clean).double().mean()
-            notes = f"{notes} {wrong:.1%} of the training labels are wrong ({noise['kind']} noise).".strip()
+        if self.noise is not None:
+            train, val, note = self.with_noise(train, val, classes)
+            notes = f"{notes} {note}".strip()
         return GraphSets(graph, train, val if len(val) else None, test, notes)
-
-    def prepare_data(self) -> None:
-        """Lightning calls this on one process before the others go on: downloads happen once."""
-        _ = self.sets
 
     @property
     def class_names(self) -> list[str]:
         return self.sets.graph.class_names
 
     @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
     def shape(self) -> tuple[int]:
         """(F,), the number of a node's features."""
         return (self.sets.graph.features.shape[1],)
-
-    @property
-    def clean_labels(self) -> Tensor | None:
-        """The true classes int64 (n,) of the training nodes where labels are noisy, else None. For measuring."""
-        return self.sets.train.clean
 
     # -- loaders ---------------------------------------------------------------------------------------------
 
@@ -233,20 +209,6 @@ class GraphDataModule(pl.LightningDataModule):
     def _eval_loader(self, nodes: Nodes, device: torch.device | str, rank: int, world: int) -> WholeGraph:
         batch = self.train_loader(device, rank, world).batch
         return WholeGraph({**batch, "node": nodes.index.to(device), "target": nodes.labels.to(device)})
-
-    def train_dataloader(self) -> WholeGraph:
-        return self.train_loader(*self._place())
-
-    def val_dataloader(self) -> WholeGraph | list:
-        return self.val_loader(*self._place()) or []
-
-    def test_dataloader(self) -> WholeGraph:
-        return self.test_loader(*self._place())
-
-    def _place(self) -> tuple[torch.device, int, int]:
-        if self.trainer is None:
-            return torch.device("cpu"), 0, 1
-        return self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
 
     def describe(self) -> dict[str, Any]:
         """What a result must say of its data: sizes, splits, homophily, fingerprint of the content."""

@@ -1,17 +1,15 @@
-"""`ImageDataModule`: a dataset's config made into loaders. The one class of this package that others use."""
+"""`ImageDataModule`: the config of a set of images made into loaders."""
 
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from omegaconf import DictConfig
 
-from regbench.data import label_noise
 from regbench.data.augment import Augment, normalization
+from regbench.data.base import DataModule
 from regbench.data.loaders import (
     EpochPlan,
     EvalLoader,
@@ -34,9 +32,8 @@ from regbench.errors import UserError
 STATISTICS_SAMPLE = 1000  # images that mean and std are computed from where a set is too large for memory
 
 
-class ImageDataModule(pl.LightningDataModule):
-    """The loaders of one dataset. Files are read when the first loader or attribute that needs them is asked
-    for.
+class ImageDataModule(DataModule):
+    """The loaders of one set of images.
 
     Args:
         node: a config of the group `dataset` (see `configs/dataset/_base.yaml` for every key).
@@ -48,9 +45,7 @@ class ImageDataModule(pl.LightningDataModule):
     """
 
     def __init__(self, node: Mapping[str, Any] | DictConfig, seeds: Mapping[str, int]):
-        super().__init__()
-        self.node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-        self.seeds = dict(seeds)
+        super().__init__(node, seeds)
         self._on_device: dict[tuple[str, torch.device], Split] = {}
 
     # -- checks ----------------------------------------------------------------------------------------------
@@ -76,8 +71,7 @@ class ImageDataModule(pl.LightningDataModule):
                 f"does not divide into {world} equal parts. Take a multiple of {world}."
             )
         Augment.from_config(node.get("augment"))
-        if self._noise is not None:
-            label_noise.check(self._noise)
+        _ = self.noise
         if node.get("labelled") is not None:
             ratio = node["unlabelled"]["ratio"]
             if not isinstance(ratio, int) or isinstance(ratio, bool) or ratio < 1:
@@ -144,35 +138,16 @@ class ImageDataModule(pl.LightningDataModule):
             train = balanced_subset(train, size)
         self._check_loaded(train, sets)
         notes, labelled = sets.notes, node.get("labelled")
-        if self._noise is not None and self._noise["kind"] is not None:
-            train, val = self._with_noise(train, val, len(sets.class_names))
-            wrong = (train.labels != train.clean).double().mean()
-            notes = (
-                f"{notes} {wrong:.1%} of the training labels are wrong ({self._noise['kind']} noise).".strip()
-            )
+        if self.noise is not None:
+            images = {
+                name: split.images for name, split in (("train", train), ("val", val)) if split is not None
+            }
+            train, val, note = self.with_noise(train, val, len(sets.class_names), images)
+            notes = f"{notes} {note}".strip()
         if labelled is not None:
             self._check_labelled(train, len(sets.class_names))
             notes = f"{notes} Of {len(train)} training images {labelled} keep their labels.".strip()
         return ImageSets(train, sets.test, val, sets.class_names, sets.fingerprint, notes)
-
-    @property
-    def _noise(self) -> dict[str, Any] | None:
-        return self.node.get("noise")
-
-    def _with_noise(self, train: Split, val: Split | None, classes: int) -> tuple[Split, Split | None]:
-        """The splits with noisy labels; they keep the true ones as `clean`."""
-        if train.clean is not None:
-            raise UserError("dataset.noise puts noise on true labels; this set's labels are noisy already.")
-
-        def noisy(name: str, split: Split) -> Split:
-            labels = label_noise.noisy_labels(
-                split.labels, classes, self._noise, self.seeds["noise"], name, split.images
-            )
-            return Split(split.images, labels, split.labels)
-
-        if val is not None and self._noise["validation"]:
-            val = noisy("val", val)
-        return noisy("train", train), val
 
     def _check_labelled(self, train: Split, classes: int) -> None:
         labelled, step = self.node["labelled"], self.node["unlabelled"]["ratio"] * self.node["batch_size"]
@@ -189,17 +164,9 @@ class ImageDataModule(pl.LightningDataModule):
                 f"are {len(train) - labelled}. Take a smaller batch or ratio, or fewer labels."
             )
 
-    def prepare_data(self) -> None:
-        """Lightning calls this on one process before the others go on: downloads happen once."""
-        _ = self.sets
-
     @property
     def class_names(self) -> list[str]:
         return self.sets.class_names
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.sets.class_names)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -222,14 +189,6 @@ class ImageDataModule(pl.LightningDataModule):
                 f"dataset.mean and dataset.std need one number for each of the {channels} channels."
             )
         return list(mean), list(std)
-
-    @property
-    def clean_labels(self) -> Tensor | None:
-        """The true classes int64 (N,) of the training images where labels are wrong and the truth is known, else None.
-
-        For measuring: batches hold the labels that training sees.
-        """
-        return self.sets.train.clean
 
     # -- loaders ---------------------------------------------------------------------------------------------
 
@@ -299,22 +258,6 @@ class ImageDataModule(pl.LightningDataModule):
         if key not in self._on_device:
             self._on_device[key] = Split(split.images.to(device).contiguous(), split.labels.to(device))
         return self._on_device[key]
-
-    # -- Lightning -------------------------------------------------------------------------------------------
-
-    def train_dataloader(self) -> Loader:
-        return self.train_loader(*self._place())
-
-    def val_dataloader(self) -> Loader | list:
-        return self.val_loader(*self._place()) or []
-
-    def test_dataloader(self) -> Loader:
-        return self.test_loader(*self._place())
-
-    def _place(self) -> tuple[torch.device, int, int]:
-        if self.trainer is None:
-            return torch.device("cpu"), 0, 1
-        return self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
 
     def describe(self) -> dict[str, Any]:
         """What a result must say of its data: sizes, splits, statistics, fingerprint of the content."""
