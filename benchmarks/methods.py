@@ -71,7 +71,11 @@ def costs(slugs: list[str] | None = None) -> dict[str, dict[str, object]]:
     found = {}
     for slug in slugs or registry.entries():
         plain = plain_of(slug)
-        if slug == plain:
+        # A graph's step is a whole graph, whose cost is its size's; a search trains plainly, several times.
+        if (
+            slug in (plain, "hyperparameter_search")
+            or "image" not in registry.TASKS[registry.find(slug).task]
+        ):
             continue
         place = tuple(str(defaults(slug)[group]) for group in ("dataset", "backbone"))
         pairs = [(step_ms(plain, *place), step_ms(slug, *place)) for _ in range(REPEATS)]

@@ -2,7 +2,7 @@
 
 Prints a table and writes benchmarks/results/<device>.json.
 Give names of benchmarks to run only these (the file keeps what it has of the others):
-throughput overhead augmentation loss orthogonal memory startup sweep methods.
+throughput overhead augmentation loss orthogonal memory startup sweep methods; a method's slug measures that one.
 """
 
 import json
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bare_loop import train as bare_train
-from regbench import results
+from regbench import registry, results
 from regbench.files import write_whole
 from runs import config, data_and_network, train_run
 
@@ -189,11 +189,11 @@ def orthogonal() -> list[tuple]:
     return orthogonal.rows()
 
 
-def methods() -> list[tuple]:
+def methods(slugs: list[str] | None = None) -> list[tuple]:
     """Also fills `costs`, from which the papers' pages are made."""
     from methods import costs as measure
 
-    costs.update(measure())
+    costs.update(measure(slugs))
     for cost in costs.values():
         cost["git_commit"] = results.git_commit()
     return [
@@ -212,10 +212,12 @@ BENCHMARKS = {
 
 def main() -> int:
     chosen = sys.argv[1:] or list(BENCHMARKS)
+    slugs = [name for name in chosen if name in registry.entries()]
+    chosen = [name for name in chosen if name not in slugs]
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         print(f"There is no benchmark {', '.join(unknown)}. Known: {', '.join(BENCHMARKS)}.", file=sys.stderr)
         return 2
-    rows = [row for name in chosen for row in BENCHMARKS[name]()]
+    rows = [row for name in chosen for row in BENCHMARKS[name]()] + (methods(slugs) if slugs else [])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = Table(
         "measured", f"median of {REPEATS} (range)", "wanted", "", title=results.device_name(device, 1)
