@@ -19,6 +19,7 @@ from regbench.terminal import plain_console
 
 STACKING = "stacking"  # configs/table/stacking: tables of several methods, which are of no paper
 COST = re.compile(r"(<!-- cost -->).*?(<!-- /cost -->)", re.DOTALL)
+DATA_FOLDER = re.compile(r"(dataset\.root=)(?!<)[^\s'\"\\]+")
 PUBLISHED = re.compile(r"(<!-- published:(\w+) -->\n).*?(<!-- /published -->)", re.DOTALL)
 
 
@@ -29,6 +30,8 @@ def docs_dir() -> Path:
 
 def publish(results: dict[str, Any]) -> list[Path]:
     """Writes results into docs/results and into the paper's page, between its markers for this table and scale.
+
+    Commands then say dataset.root=<folder>, and not where the data lies on this machine.
 
     Raises:
         UserError: this RegBench is no checkout, or some runs are not finished.
@@ -44,7 +47,8 @@ def publish(results: dict[str, Any]) -> list[Path]:
         )
     file = docs / "results" / results["slug"] / results["table"] / f"{results['scale']}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(file, DATA_FOLDER.sub(r"\1<folder>", text) + "\n")
     return [file, *update_pages(results["slug"])]
 
 

@@ -54,6 +54,20 @@ def docs(tmp_path, monkeypatch):
     return tmp_path / "docs"
 
 
+def test_where_the_data_lies_is_not_published(docs):
+    made = results()
+    made["command"] += " dataset.root=../my/data seeds=3"
+    made["runs"]["a1"]["command"] += (
+        " dataset.root=/home/me/data logger=none 'x=[\"dataset.root=/home/me/data\"]'"
+    )
+    publish(made)
+    text = (docs / "results" / "my_paper" / "first" / "small.json").read_text()
+    found = json.loads(text)
+    assert found["command"].endswith("table=my_paper/first dataset.root=<folder> seeds=3")
+    assert "data " not in text.replace('"data"', "")
+    assert "logger=none 'x=[\"dataset.root=<folder>\"]'" in found["runs"]["a1"]["command"]
+
+
 def test_results_are_written_and_shown_in_the_papers_page(docs):
     page = docs / "papers" / "my_paper.md"
     page.write_text(PAGE)
