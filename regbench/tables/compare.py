@@ -31,6 +31,8 @@ NAME = "compare"  # of the folder of comparisons, and of their tables' one scale
 SEEDS = 5
 METRIC = {  # task → what its methods are ranked by: a fraction, higher is better
     "classification": "val/accuracy",
+    "node_classification": "val/accuracy",
+    "noisy_labels": "val/accuracy",
     "semi_supervised": "val/accuracy",
 }
 OWN = ("regularizer", "baseline", "seeds", "name", "reports_dir")
