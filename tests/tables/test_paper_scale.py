@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from typing import Any
 
@@ -16,6 +17,9 @@ from regbench.tables.two_steps import two_steps
 ROWS = [(key, row) for key in table_files() for row in load_table(key).rows]
 CPU = ["accelerator=cpu", "accelerator.threads=1"]
 OUTSIDE = {"mix", "objective"}  # hooks that see images and logits, and not the network
+# Networks of 140 million parameters, a quarter of a minute a step: the row that is tried holds the others' parts. With
+# REGBENCH_EVERY_CELL=1 all are.
+HEAVY = {"nested_dropout/animal10n": "nested_co"}
 tried: set[str] = set()  # kinds of runs that have taken their steps in this process
 
 
@@ -53,6 +57,8 @@ def test_the_cells_of_a_row_compose_and_take_two_steps(key, row, tmp_path):
             ours = table.published_value(row, cell.cell.column) is None
             left_out = cell.state == NOT_AT_THIS_SCALE and ours
             assert cell.runs or (cell.state == NOT_RUNNABLE and cell.why) or left_out
+    if HEAVY.get(key, row) != row and not os.environ.get("REGBENCH_EVERY_CELL"):
+        return
     for run in plan.runs.values():
         if kind(run) not in tried:
             metrics = two_steps(run, tmp_path / "run", plan.runs)
