@@ -71,7 +71,7 @@ class ImageDataModule(DataModule):
                 f"does not divide into {world} equal parts. Take a multiple of {world}."
             )
         Augment.from_config(node.get("augment"))
-        _ = self.noise
+        _ = self.noise  # checks its config
         if node.get("labelled") is not None:
             ratio = node["unlabelled"]["ratio"]
             if not isinstance(ratio, int) or isinstance(ratio, bool) or ratio < 1:
