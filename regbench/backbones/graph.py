@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from regbench.backbones.backbone import Backbone
 from regbench.errors import UserError, unknown
+from regbench.extras import need_torch_geometric
 
 LAYERS = ("gat", "gcn")
 NORMS = ("l1", "l2", "none")
@@ -45,9 +46,8 @@ class FeatureDropout(nn.Module):
     def __init__(self, p: float):
         super().__init__()
         self.p = p
-        self._seen: tuple[Tensor, Tensor] | None = (
-            None  # features, and the places of their entries, row by row
-        )
+        # The features of the last call, and the places of their entries, row by row.
+        self._seen: tuple[Tensor, Tensor] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.training or not self.p:
@@ -165,10 +165,9 @@ def erase_encoder(
 
 
 def _conv() -> tuple[type[nn.Module], type[nn.Module]]:
-    try:
-        from torch_geometric.nn import GATConv, GCNConv
-    except ImportError:
-        raise UserError("Graph networks need PyTorch Geometric: pip install 'regbench[graphs]'.") from None
+    need_torch_geometric()
+    from torch_geometric.nn import GATConv, GCNConv
+
     return GATConv, GCNConv
 
 

@@ -28,19 +28,11 @@ from regbench import seeding
 from regbench.data.base import DataModule
 from regbench.data.sets import fingerprint, rank_in_class
 from regbench.errors import UserError
+from regbench.extras import need_torch_geometric
 from regbench.paths import data_root
 
 PLANETOID_FILES = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 ARXIV_URL = "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"
-
-
-def torch_geometric():
-    """PyTorch Geometric. Raises UserError, naming the extra, where it is not installed."""
-    try:
-        import torch_geometric
-    except ImportError:
-        raise UserError("Graphs need PyTorch Geometric: pip install 'regbench[graphs]'.") from None
-    return torch_geometric
 
 
 @dataclass
@@ -362,7 +354,7 @@ def load_planetoid(root: str | None = None, *, name: str, normalise: bool) -> Gr
             are downloaded there where there is a network. Nothing else is written.
         normalise: whether each node's features are divided by their sum.
     """
-    torch_geometric()
+    need_torch_geometric()
     from torch_geometric.datasets import Planetoid
     from torch_geometric.io import read_planetoid_data
 
@@ -395,7 +387,7 @@ def load_citation_full(
         train_per_class, val_per_class: nodes of each class that train and validate, the same for every seed; the others
             test. A class that has fewer gives all to the first split.
     """
-    torch_geometric()
+    need_torch_geometric()
     from torch_geometric.datasets import CitationFull
     from torch_geometric.io import read_npz
 
@@ -428,7 +420,7 @@ def load_ogbn_arxiv(root: str | None = None) -> Graph:
     files |= {name: base / "split" / "time" / f"{name}.csv.gz" for name in ("train", "valid", "test")}
     missing = [str(path.relative_to(base)) for path in files.values() if not path.is_file()]
     if missing:
-        torch_geometric()
+        need_torch_geometric()
         from torch_geometric.data import extract_zip
 
         _download(ARXIV_URL, base.parent, f"{base} lacks {', '.join(missing)} of the graph ogbn-arxiv.")

@@ -26,14 +26,17 @@ def transition_matrix(
     num_classes: int,
     *,
     keep_true: bool = False,
-    class_map: Mapping[int, int] | None = None,
+    class_map: Mapping[int, int] | int | None = None,
 ) -> Tensor:
     """T (C, C) in float64; its rows sum to 1.
 
     - symmetric: the label moves with probability `rate`, to each of the C − 1 others alike; with `keep_true` it is
       redrawn with probability `rate` from all C classes, so that rate (1 − 1/C) of the labels are wrong.
-    - asymmetric: class y moves to class_map[y] with probability `rate`; classes that the map lacks keep their labels.
+    - asymmetric: class y moves to class_map[y] with probability `rate`; classes that the map lacks keep their labels. A
+      number b stands for `next_in_block`.
     - pairflip: class y moves to y + 1, the last one to 0 (Han et al. 2018, Co-teaching).
+
+    Raises UserError for a class map that does not fit the classes.
 
     >>> transition_matrix("symmetric", 0.4, 5)[0].tolist()
     [0.6, 0.1, 0.1, 0.1, 0.1]
@@ -46,7 +49,14 @@ def transition_matrix(
             return (1 - rate) * identity + rate / num_classes
         return (1 - rate) * identity + rate / (num_classes - 1) * (1 - identity)
     if kind == "pairflip":
-        class_map = next_in_block(num_classes, num_classes)
+        class_map = num_classes
+    if isinstance(class_map, int):
+        if not 1 < class_map <= num_classes or num_classes % class_map:
+            raise UserError(f"class_map={class_map} does not divide the {num_classes} classes into blocks.")
+        class_map = next_in_block(num_classes, class_map)
+    class_map = {int(source): int(target) for source, target in class_map.items()}
+    if any(not 0 <= y < num_classes for pair in class_map.items() for y in pair):
+        raise UserError(f"class_map={class_map} names classes outside 0 … {num_classes - 1}.")
     matrix = identity.clone()
     for source, target in class_map.items():
         matrix[source] += rate * (identity[target] - identity[source])
@@ -180,15 +190,6 @@ def noisy_labels(
     class_map = noise["class_map"]
     if class_map == "random":
         class_map = random_map(num_classes, whole)
-    elif isinstance(class_map, int):
-        if not 1 < class_map <= num_classes or num_classes % class_map:
-            raise UserError(
-                f"dataset.noise.class_map={class_map} does not divide the {num_classes} classes into blocks."
-            )
-        class_map = next_in_block(num_classes, class_map)
-    class_map = {int(source): int(target) for source, target in (class_map or {}).items()}
-    if any(not 0 <= y < num_classes for pair in class_map.items() for y in pair):
-        raise UserError(f"dataset.noise.class_map={class_map} names classes outside 0 … {num_classes - 1}.")
     matrix = transition_matrix(kind, rate, num_classes, keep_true=noise["keep_true"], class_map=class_map)
     if noise["exact"]:
         return draw_exact(label, matrix, generator)

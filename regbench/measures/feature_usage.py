@@ -8,6 +8,7 @@ from torch import Tensor
 
 from regbench.functional import nested
 from regbench.functional.distributed import world_size
+from regbench.measures.pictures import log_picture
 
 
 def effective_rank(features: Tensor) -> tuple[Tensor, float]:
@@ -86,14 +87,15 @@ class FeatureUsage(pl.Callback):
         if probabilities is not None:
             measures["mask_variance"] = float(variance / images)
         module.log_dict({f"test/{name}": value for name, value in measures.items()})
-        if self.figures and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "figures" / "feature_usage.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if self.figures:
             mask = nested.mask_of(networks[0].classifier)
-            draw(path, accuracy.cpu(), values.cpu(), None if mask is None else int(mask.kept))
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image("test/feature_usage", [str(path)], step=trainer.global_step)
+            chosen = None if mask is None else int(mask.kept)
+            log_picture(
+                trainer,
+                "feature_usage",
+                "test/feature_usage",
+                lambda path: draw(path, accuracy.cpu(), values.cpu(), chosen),
+            )
 
 
 def draw(path: Path, accuracy: Tensor, values: Tensor, kept: int | None) -> None:

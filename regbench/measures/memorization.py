@@ -10,6 +10,7 @@ from torch import Tensor
 from regbench.data.module import ImageDataModule
 from regbench.errors import UserError
 from regbench.functional.distributed import world_size
+from regbench.measures.pictures import log_picture
 
 NAMES = ("clean_accuracy", "wrong_true", "wrong_given", "wrong_other")
 CURVES = {  # name → style and label in the picture
@@ -113,13 +114,8 @@ class Memorization(pl.Callback):
         values["memorized"] = values.pop("wrong_given")
         values["label_noise"] = float(total[2]) / float(total[0] + total[2])
         module.log_dict({f"test/{name}": value for name, value in values.items()})
-        if self.figures and self.curves and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "figures" / "memorization.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw(path, self.curves)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image("train/memorization", [str(path)], step=trainer.global_step)
+        if self.figures and self.curves:
+            log_picture(trainer, "memorization", "train/memorization", lambda path: draw(path, self.curves))
 
     @torch.no_grad()
     def _counts(self, trainer: pl.Trainer, module: pl.LightningModule, split: str) -> Tensor:

@@ -21,6 +21,7 @@ from regbench.data.streaming import EvalStream
 from regbench.errors import UserError
 from regbench.functional import neural_collapse as nc
 from regbench.functional import unconstrained_features as model
+from regbench.measures.pictures import log_picture
 
 log = logging.getLogger("regbench")
 
@@ -205,13 +206,14 @@ class NeuralCollapse(pl.Callback):
             if layer:
                 residual = float(nc.chord_residual(probe.different, probe.lam))
                 module.log(f"{prefix}/chord_residual_{layer.replace('.', '_')}", residual)
-        if self.figures and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "figures" / f"neural_collapse-{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw(path, probes, unmixed, weight, f"{name}, classes {', '.join(map(str, probes[''].classes))}")
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image(f"{prefix}/neural_collapse", [str(path)], step=trainer.global_step)
+        if self.figures:
+            title = f"{name}, classes {', '.join(map(str, probes[''].classes))}"
+            log_picture(
+                trainer,
+                f"neural_collapse-{name}",
+                f"{prefix}/neural_collapse",
+                lambda path: draw(path, probes, unmixed, weight, title),
+            )
 
     # -- images --------------------------------------------------------------------------------------------------
 

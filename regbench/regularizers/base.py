@@ -88,6 +88,18 @@ class Method(pl.LightningModule):
         For methods that keep something of each sample. In a loop of one's own call it for each of `members`.
         """
 
+    def keep_table(self, name: str, rows: int) -> None:
+        """Registers a buffer (rows, num_classes) of zeros, with a row for each training sample; called by `on_data`.
+
+        As a buffer it is in checkpoints. With several processes each has to write the rows of all: DDP would copy the
+        table to every process at each step, and is told to leave it alone.
+        """
+        self.register_buffer(name, torch.zeros(rows, self.num_classes, device=self.device))
+        ignored = getattr(self, "_ddp_params_and_buffers_to_ignore", ())
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self, [*ignored, name]
+        )
+
     @property
     def networks(self) -> list[nn.Module]:
         """The networks that a training step runs; `accelerator.compile` compiles each."""

@@ -244,8 +244,7 @@ class AdaMixUp(ClassificationMethod):
 
         gamma = self.draw(image, partner, half)
         mixed = mix_pairs(image, partner, gamma)
-        if self.samples_wanted:
-            self.samples, self.samples_wanted = mixed[: self.samples_wanted].detach().clone(), 0
+        self.keep_samples(mixed)
 
         mixed_logits, real_logits = self.backbone(torch.cat([mixed, image])).chunk(2)
         weight = gamma.detach() if self.detach_label_weight else gamma

@@ -120,6 +120,11 @@ class ClassificationMethod(Method):
     def members(self) -> list[Method]:
         return [self, *(self._modules[name] for name in self._stacked)]
 
+    def keep_samples(self, image: Tensor) -> None:
+        """Keeps as many of the images (B, C, H, W), as the network sees them, as a logger wants; once."""
+        if self.samples_wanted:
+            self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
+
     # -- hooks: a method overrides those that its paper changes --------------------------------------------------
 
     def mix(self, image: Tensor, label: Tensor) -> Draw | None:
@@ -168,8 +173,7 @@ class ClassificationMethod(Method):
             draw = self._mix(whole, whole_label)
         if draw is not None and draw.layer == 0:
             image = own_rows(draw.mix(whole))
-        if self.samples_wanted:
-            self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
+        self.keep_samples(image)
         if draw is None:
             return objective(self.backbone(image), Batch(image, label, None, index, original))
         if draw.layer == 0:

@@ -178,8 +178,7 @@ class HyperparameterSearch(ClassificationMethod):
         self.space.check_channels(image.shape[1])
         real = self.space.rounded(self.trial_values[self.trial]).expand(len(image), -1)
         image = self.space.regularised(image, real, self.pixel_mean, self.pixel_std)
-        if self.samples_wanted:
-            self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
+        self.keep_samples(image)
         self.current.real = real
         try:
             return F.cross_entropy(self.backbone(image), label)

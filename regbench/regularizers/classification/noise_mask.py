@@ -362,8 +362,7 @@ class NoiseMask(ClassificationMethod):
             image = image * mask
             self.watch("mask_mean", mask.mean())
             self.watch("mask_std", mask.std(dim=(-2, -1), correction=0).mean())
-        if self.samples_wanted:
-            self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
+        self.keep_samples(image)
         logits = self.backbone(image)
         loss = F.cross_entropy(logits, label)
         if scores is None:

@@ -109,12 +109,7 @@ class PSKD(ClassificationMethod):
 
     def on_data(self, train_size: int) -> None:
         if self.teacher == "table":
-            # A buffer: checkpoints keep it, so that a resumed run has the same targets.
-            self.register_buffer("predictions", torch.zeros(train_size, self.num_classes))
-            # The processes write the same rows themselves; DDP would copy the whole table to each at every step.
-            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-                self, ["predictions"]
-            )
+            self.keep_table("predictions", train_size)
 
     def objective(self, logits: Tensor, batch: Batch) -> Tensor:
         if self.alpha == 0:

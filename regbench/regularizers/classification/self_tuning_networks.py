@@ -264,8 +264,7 @@ class SelfTuningNetworks(ClassificationMethod):
         gate = perturbed(hyper.value, hyper.rho, self._noise("perturb", image))
         real = self.space.real(gate)
         image = self.space.regularised(image, real, self.pixel_mean, self.pixel_std)
-        if self.samples_wanted:
-            self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
+        self.keep_samples(image)
         with self._set(gate, real):
             return F.cross_entropy(self.backbone(image), label)
 

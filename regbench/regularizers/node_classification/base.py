@@ -17,9 +17,8 @@ from regbench.metrics.classification import classification_metrics
 from regbench.registry import TASKS
 from regbench.regularizers.base import Method, batch_fields
 
-VERSION = (
-    1  # raised when a change in this file changes numbers: the family's finished runs are then run again
-)
+# Raised when a change in this file changes numbers: the family's finished runs are then run again.
+VERSION = 1
 
 
 class Graph(NamedTuple):

@@ -165,9 +165,8 @@ class ERASE(NodeMethod):
         self.gamma, self.eps, self.alpha, self.beta, self.steps = gamma, eps, alpha, beta, steps
         self.denoise, self.scores, self.normalisation = denoise, scores, normalisation
         self.restart, self.labels_from = restart, labels_from
-        self._prepared: tuple[Graph, Tensor, Tensor] | None = (
-            None  # of a graph: adjacency and denoised labels
-        )
+        # Of the last graph: its adjacency and denoised labels.
+        self._prepared: tuple[Graph, Tensor, Tensor] | None = None
         self._codes: Tensor | None = None  # of the validation that follows the step
         self.semantic: Tensor | None = None  # int64 (N,), of the last step
         self.register_buffer("probe_weight", torch.zeros(num_classes, self.backbone.codes))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regbench.errors import UserError
+from regbench.extras import need_torch_geometric
 from regbench.functional.label_propagation import one_hot
 from regbench.registry import Paper, register
 from regbench.regularizers.node_classification.base import Graph, NodeMethod
@@ -40,6 +41,7 @@ class LabelPropagation(NodeMethod):
             raise UserError(
                 f"regularizer.alpha={alpha} lies in [0, 1], and regularizer.steps={steps} is at least 1."
             )
+        need_torch_geometric()
         from torch_geometric.nn import LabelPropagation as Propagation
 
         self.automatic_optimization = False  # the optimiser is never stepped: there is nothing to optimise

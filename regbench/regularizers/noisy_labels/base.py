@@ -17,9 +17,8 @@ from regbench.functional.distributed import gather_rows
 from regbench.regularizers.base import batch_fields, named_fields
 from regbench.regularizers.classification.base import Batch, ClassificationMethod
 
-VERSION = (
-    1  # raised when a change in this file changes numbers: the family's finished runs are then run again
-)
+# Raised when a change in this file changes numbers: the family's finished runs are then run again.
+VERSION = 1
 
 # Networks of RegBench whose constructor ends in `resnet.initialise`.
 HE_INITIALISED = (resnet.ResNet, resnet.PreActResNet, cifar_variants.ResNeXt29, cifar_variants.PyramidNet)
@@ -70,6 +69,29 @@ def fix_batchnorm(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.requires_grad_(False)
+
+
+def check_targets(method: ClassificationMethod, index: Tensor | None) -> None:
+    """Raises UserError where a method that keeps `targets` of each sample lacks them, or the samples' index."""
+    if index is None:
+        raise UserError(
+            f"{method.slug} keeps targets for each training sample and needs index, the sample's place in the training "
+            "set; let the data set return (image, label, index)."
+        )
+    if "targets" not in method._buffers:
+        raise UserError(
+            f"{method.slug} has no targets yet; call on_data(<number of training samples>) before training."
+        )
+
+
+def check_compression(spread: float, rate: float, width_penalty: float) -> None:
+    """Raises UserError for options of nested dropout or dropout that make no sense."""
+    if spread <= 0 or width_penalty < 0:
+        raise UserError(
+            f"regularizer.spread={spread} must be above 0 and regularizer.width_penalty={width_penalty} at least 0."
+        )
+    if not 0 <= rate < 1:
+        raise UserError(f"regularizer.rate={rate} is the share of features dropped, in [0, 1).")
 
 
 class TwoNetworks(ClassificationMethod):
@@ -126,8 +148,7 @@ class TwoNetworks(ClassificationMethod):
 
     def training_loss(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
         image, label = batch_fields(batch, ("image", "label"))
-        if self.samples_wanted:
-            self.samples, self.samples_wanted = image[: self.samples_wanted].detach().clone(), 0
+        self.keep_samples(image)
         return self.pair_loss(Batch(image, label, None, named_fields(batch).get("index"), image))
 
 

@@ -12,6 +12,7 @@ from regbench.functional.distributed import gather_rows
 from regbench.functional.early_learning import elr_penalty, kl_penalty, update_targets
 from regbench.registry import Paper, register
 from regbench.regularizers.classification.base import Batch, ClassificationMethod
+from regbench.regularizers.noisy_labels.base import check_targets
 
 FORMS = ("elr", "kl")
 
@@ -69,21 +70,12 @@ class ELR(ClassificationMethod):
         if not 0 <= clamp < 0.5:
             raise UserError(f"regularizer.clamp={clamp}: it lies from 0 to below 0.5.")
         self.beta, self.weight, self.form, self.clamp = beta, weight, form, clamp
-        self.register_buffer("targets", torch.zeros(0, num_classes))
 
     def on_data(self, train_size: int) -> None:
-        self.targets = torch.zeros(train_size, self.num_classes, device=self.targets.device)
+        self.keep_table("targets", train_size)
 
     def objective(self, logits: Tensor, batch: Batch) -> Tensor:
-        if batch.index is None:
-            raise UserError(
-                "elr keeps a target for each training sample and needs index, the sample's place in the training set; "
-                "let the data set return (image, label, index)."
-            )
-        if not len(self.targets):
-            raise UserError(
-                "elr's table of targets is empty; call on_data(<number of training samples>) before training."
-            )
+        check_targets(self, batch.index)
         ce = super().objective(logits, batch)
         log_p = F.log_softmax(logits.float(), dim=1)
         p = self._kept(log_p.exp())

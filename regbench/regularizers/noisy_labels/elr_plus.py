@@ -15,7 +15,7 @@ from regbench.functional.early_learning import elr_penalty, sigmoid_ramp, update
 from regbench.functional.moving_average import step_average
 from regbench.registry import Paper, register
 from regbench.regularizers.classification.base import Batch
-from regbench.regularizers.noisy_labels.base import TwoNetworks
+from regbench.regularizers.noisy_labels.base import TwoNetworks, check_targets
 
 CLAMP = 1e-4  # predictions are kept this far from 0 and 1 in the penalty; code
 STATISTICS = ("average", "batch")
@@ -116,12 +116,10 @@ class ELRPlus(TwoNetworks):
             False
         )
         self.steps = 0  # outside a trainer, which counts itself
-        for name in ("targets", "second_targets"):
-            self.register_buffer(name, torch.zeros(0, num_classes))
 
     def on_data(self, train_size: int) -> None:
         for name in ("targets", "second_targets"):
-            setattr(self, name, torch.zeros(train_size, self.num_classes, device=self.targets.device))
+            self.keep_table(name, train_size)
 
     def train(self, mode: bool = True) -> "ELRPlus":
         super().train(mode)
@@ -134,15 +132,7 @@ class ELRPlus(TwoNetworks):
         return 1 + (self.steps if self._trainer is None else self.global_step)
 
     def pair_loss(self, batch: Batch) -> Tensor:
-        if batch.index is None:
-            raise UserError(
-                "elr_plus keeps targets for each training sample and needs index, the sample's place in the training "
-                "set; let the data set return (image, label, index)."
-            )
-        if not len(self.targets):
-            raise UserError(
-                "elr_plus's tables of targets are empty; call on_data(<number of training samples>) before training."
-            )
+        check_targets(self, batch.index)
         image, label, index = gather_rows(batch.image), gather_rows(batch.label), gather_rows(batch.index)
         one_hot = nn.functional.one_hot(label, self.num_classes).to(image.dtype)
         weight = self.weight * sigmoid_ramp(self.step, self.penalty_ramp_steps)

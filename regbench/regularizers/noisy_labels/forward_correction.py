@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regbench.data.label_noise import check, next_in_block, transition_matrix
+from regbench.data.label_noise import check, transition_matrix
 from regbench.errors import UserError
 from regbench.functional.noise_losses import forward_loss, of_batch
 from regbench.registry import Paper, register
@@ -30,14 +30,6 @@ def true_matrix(
             "forward_correction needs noise that depends on the class alone, in a known way; it can't take "
             f"kind={kind} with class_map={class_map}. regularizer=forward_estimated estimates the matrix."
         )
-    if isinstance(class_map, int):
-        if not 1 < class_map <= num_classes or num_classes % class_map:
-            raise UserError(f"class_map={class_map} does not divide the {num_classes} classes into blocks.")
-        class_map = next_in_block(num_classes, class_map)
-    elif class_map is not None:
-        class_map = {int(source): int(target) for source, target in class_map.items()}
-        if any(not 0 <= y < num_classes for pair in class_map.items() for y in pair):
-            raise UserError(f"class_map={class_map} names classes outside 0 … {num_classes - 1}.")
     return transition_matrix(kind, rate, num_classes, keep_true=keep_true, class_map=class_map)
 
 

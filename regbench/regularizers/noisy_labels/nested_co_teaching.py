@@ -6,13 +6,14 @@ Of the paper the released code, the project page and the README were read, not t
 from torch import Tensor, nn
 
 from regbench.backbones.backbone import as_backbone
-from regbench.errors import UserError, unknown
+from regbench.errors import unknown
 from regbench.functional import nested
 from regbench.registry import Paper, register
 from regbench.regularizers.classification.base import Batch
 from regbench.regularizers.noisy_labels.base import (
     ChoosesWidth,
     CoTeachingPair,
+    check_compression,
     fix_batchnorm,
     freeze_batchnorm,
 )
@@ -85,12 +86,7 @@ class NestedCoTeaching(ChoosesWidth, CoTeachingPair):
         )
         if compression not in COMPRESSIONS:
             raise unknown("compression of nested_co_teaching", compression, COMPRESSIONS)
-        if spread <= 0 or width_penalty < 0:
-            raise UserError(
-                f"regularizer.spread={spread} must be above 0 and regularizer.width_penalty={width_penalty} at least 0."
-            )
-        if not 0 <= rate < 1:
-            raise UserError(f"regularizer.rate={rate} is the share of features dropped, in [0, 1).")
+        check_compression(spread, rate, width_penalty)
         self.compression, self.spread, self.rate = compression, spread, rate
         self.width_penalty, self.freeze_batchnorm = width_penalty, freeze_batchnorm
         self.backbone.requires_grad_(True)  # artifacts come without gradients

@@ -6,10 +6,15 @@ Of the paper the released code, the project page and the README were read, not t
 from torch import nn
 
 from regbench.backbones.backbone import Backbone
-from regbench.errors import UserError, unknown
+from regbench.errors import unknown
 from regbench.functional import nested
 from regbench.registry import Paper, register
-from regbench.regularizers.noisy_labels.base import ChoosesWidth, fix_batchnorm, freeze_batchnorm
+from regbench.regularizers.noisy_labels.base import (
+    ChoosesWidth,
+    check_compression,
+    fix_batchnorm,
+    freeze_batchnorm,
+)
 
 MODES = ("nested", "dropout")
 
@@ -62,12 +67,7 @@ class NestedDropout(ChoosesWidth):
         super().__init__(backbone, num_classes, **base)
         if mode not in MODES:
             raise unknown("mode of nested_dropout", mode, MODES)
-        if spread <= 0 or width_penalty < 0:
-            raise UserError(
-                f"regularizer.spread={spread} must be above 0 and regularizer.width_penalty={width_penalty} at least 0."
-            )
-        if not 0 <= rate < 1:
-            raise UserError(f"regularizer.rate={rate} is the share of features dropped, in [0, 1).")
+        check_compression(spread, rate, width_penalty)
         self.mode, self.spread, self.rate = mode, spread, rate
         self.width_penalty, self.bias = width_penalty, bias
         self.freeze_batchnorm = freeze_batchnorm

@@ -132,8 +132,7 @@ class SemiSupervisedMethod(ClassificationMethod):
     def consistency(self, batch: Mapping[str, Tensor]) -> Consistency:
         """FixMatch's loss: CE(labelled) + weight · masked CE(strong views, pseudo labels of the weak views)."""
         image, label, weak, strong = batch_fields(batch, FIELDS)
-        if self.samples_wanted:
-            self.samples, self.samples_wanted = strong[: self.samples_wanted].detach().clone(), 0
+        self.keep_samples(strong)
         if not self.weight:
             loss = F.cross_entropy(self.student(image), label)
             return Consistency(loss, label.new_zeros(len(weak)), loss.new_zeros(len(weak)))
