@@ -1,7 +1,8 @@
-"""Downloads by torchvision, which owns the addresses and checksums; it stops early without a network."""
+"""Downloads by the library that owns the addresses; they stop early without a network."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -26,7 +27,19 @@ def download(torchvision_class: str, root: Path, error: Callable[[str], UserErro
     from torchvision import datasets
 
     cls = getattr(datasets, torchvision_class)
-    url = urlsplit(cls.url)
+    with from_host(cls.url, error):
+        root.mkdir(parents=True, exist_ok=True)
+        cls(root, download=True, **options)
+
+
+@contextmanager
+def from_host(address: str, error: Callable[[str], UserError]) -> Iterator[None]:
+    """Around a download from an address: stops before it where the host does not answer, and where it stalls or fails.
+
+    Args:
+        error: makes the error to raise from the reason, a sentence.
+    """
+    url = urlsplit(address)
     host, port = url.hostname, 443 if url.scheme == "https" else 80
     if url.scheme not in getproxies():  # through a proxy, only the proxy knows whether the host answers
         try:
@@ -36,8 +49,7 @@ def download(torchvision_class: str, root: Path, error: Callable[[str], UserErro
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(READ_SECONDS)  # else a stalled download waits for ever
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        cls(root, download=True, **options)
+        yield
     except (OSError, RuntimeError, ValueError) as problem:
         raise error(f"(The download from {host} failed: {problem}.)") from None
     finally:

@@ -33,7 +33,7 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
     dataset = cfg.dataset
     if dataset.shape is not None and len(dataset.shape) == 1:
         dataset.load = {
-            "_target_": "regbench.data.graphs.load_random_graph",
+            "_target_": "regbench.data.graph_sets.load_random_graph",
             "features": dataset.shape[0],
             "num_classes": dataset.num_classes,
         }

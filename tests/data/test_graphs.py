@@ -10,8 +10,9 @@ import scipy.sparse as sp
 import torch
 from hydra import compose, initialize_config_dir
 
-from regbench.data import graphs
-from regbench.data.graphs import GraphDataModule, block_model, both_ways
+from regbench.data import graph_sets
+from regbench.data.graph_sets import block_model, both_ways
+from regbench.data.graphs import GraphDataModule
 from regbench.errors import UserError
 from regbench.paths import configs_dir
 from regbench.seeding import streams
@@ -85,7 +86,7 @@ def test_planetoid_files_are_read_and_nothing_is_written(tmp_path):
 
 def test_citeseer_has_nodes_without_features(tmp_path):
     planetoid_files(tmp_path / "planetoid" / "CiteSeer" / "raw", "citeseer", missing=(505,))
-    graph = graphs.load_planetoid(str(tmp_path), name="CiteSeer", normalise=True)
+    graph = graph_sets.load_planetoid(str(tmp_path), name="CiteSeer", normalise=True)
     assert graph.features[505].sum() == 0
     assert graph.features[506].argmax() == 1
     assert graph.test.tolist() == [504, 506, 507]
@@ -96,10 +97,12 @@ def test_missing_files_say_what_to_put_where(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torch_geometric.data.download_url", fail)
+    proxies = dict.fromkeys(("http", "https"), "http://proxy.invalid")
+    monkeypatch.setattr("regbench.data.download.getproxies", lambda: proxies)
     with pytest.raises(UserError, match=r"ind\.cora\.x.*no route to host.*dataset\.root"):
-        graphs.load_planetoid(str(tmp_path), name="Cora", normalise=True)
+        graph_sets.load_planetoid(str(tmp_path), name="Cora", normalise=True)
     with pytest.raises(UserError, match=r"citation_full.*CoraFull"):
-        graphs.load_citation_full(
+        graph_sets.load_citation_full(
             str(tmp_path),
             name="CoraFull",
             file="cora.npz",
@@ -108,7 +111,7 @@ def test_missing_files_say_what_to_put_where(tmp_path, monkeypatch):
             normalise=False,
         )
     with pytest.raises(UserError, match=r"edge\.csv\.gz"):
-        graphs.load_ogbn_arxiv(str(tmp_path))
+        graph_sets.load_ogbn_arxiv(str(tmp_path))
 
 
 def test_citation_full_file(tmp_path):
@@ -122,7 +125,7 @@ def test_citation_full_file(tmp_path):
         attr_data=words.data, attr_indices=words.indices, attr_indptr=words.indptr, attr_shape=words.shape,
         adj_data=links.data, adj_indices=links.indices, adj_indptr=links.indptr, adj_shape=links.shape,
     )  # fmt: skip
-    graph = graphs.load_citation_full(
+    graph = graph_sets.load_citation_full(
         str(tmp_path), name="tiny", file="tiny.npz", train_per_class=5, val_per_class=3, normalise=False
     )
     assert graph.edges.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
@@ -148,7 +151,7 @@ def test_ogbn_arxiv_files(tmp_path):
         path = base / f"{name}.csv.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(text.encode()))
-    graph = graphs.load_ogbn_arxiv(str(tmp_path))
+    graph = graph_sets.load_ogbn_arxiv(str(tmp_path))
     assert graph.features.tolist() == [[0.5, 1], [0, 2], [-1, 3]]
     assert graph.edges.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
     assert (graph.train.tolist(), graph.val.tolist(), graph.test.tolist()) == ([2], [0], [1])
