@@ -194,25 +194,26 @@ class WandbPictures(pl.Callback):
         self.logger.log_image("train/samples", pictures, step=trainer.global_step)
         module.samples = None
 
-    def log_result(self, metrics: Mapping[str, float], confusion: torch.Tensor) -> None:
+    def log_result(self, metrics: Mapping[str, float], confusion: torch.Tensor | None) -> None:
         """The final table, the run's summary, and the confusion matrix.
 
         Args:
             metrics: test metrics.
-            confusion: (C, C) counts; rows are the true classes, columns the predicted ones.
+            confusion: (C, C) counts; rows are the true classes, columns the predicted ones. None: without classes.
         """
         import wandb
 
-        rows = [
-            [actual, predicted, int(confusion[i, j])]
-            for i, actual in enumerate(self.class_names)
-            for j, predicted in enumerate(self.class_names)
-        ]
-        # The table and preset behind wandb.plot.confusion_matrix, which wants every sample's prediction instead.
-        fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
-        table = wandb.Table(columns=list(fields), data=rows)
-        plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "test"})
-        self.logger.experiment.log({"test/confusion_matrix": plot})
+        if confusion is not None:
+            rows = [
+                [actual, predicted, int(confusion[i, j])]
+                for i, actual in enumerate(self.class_names)
+                for j, predicted in enumerate(self.class_names)
+            ]
+            # The table and preset behind wandb.plot.confusion_matrix, which wants every sample's prediction instead.
+            fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
+            table = wandb.Table(columns=list(fields), data=rows)
+            plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "test"})
+            self.logger.experiment.log({"test/confusion_matrix": plot})
         self.logger.log_table(
             "test/table", columns=["metric", "value"], data=[list(item) for item in metrics.items()]
         )

@@ -19,8 +19,16 @@ from regbench.paths import plugins
 # and a method runs on every dataset that has the fields of its task.
 TASKS: dict[str, tuple[str, ...]] = {
     "classification": ("image", "label"),
+    "disentanglement": ("image", "factors"),
+    "generation": ("image",),
+    "modular_arithmetic": ("pair", "label"),
+    "neural_ode": ("point", "label"),
+    "neural_sde": ("time", "path"),
     "node_classification": ("features", "edges", "label", "train_mask"),
     "noisy_labels": ("image", "label", "index"),
+    "optimal_transport": ("cost", "source", "target"),
+    "regression": ("features", "target"),
+    "restoration": ("image",),
     "semi_supervised": ("image", "label", "unlabelled_weak", "unlabelled_strong"),
 }
 

@@ -78,6 +78,8 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
         role: load_network(path, data.shape, data.num_classes) for role, path in (artifacts or {}).items()
     }
     method = build_method(cfg, backbone, data.num_classes, seeds, networks)
+    if cfg.test_only and not method.trains:
+        raise UserError(f"{method.slug} has no weights to test: leave test_only and ckpt_path out.")
     for member in method.members:
         member.on_data(len(data.sets.train))
     checkpoint = read_checkpoint(cfg.ckpt_path, method, resolved) if cfg.ckpt_path else None
@@ -106,6 +108,8 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
         steps, fit_s = 0, 0.0
         if cfg.test_only:
             candidates = [Path(cfg.ckpt_path)]
+        elif not method.trains:
+            candidates = []
         else:
             fit_start = time.perf_counter()
             fit(trainer, method, data, cfg.ckpt_path, run_dir)
@@ -163,7 +167,7 @@ def configured_loggers(cfg: DictConfig, run_dir: Path) -> Iterator[list[Logger]]
 
 def show_metrics(metrics: dict[str, float], tested: list[Path]) -> None:
     """Prints the test metrics as a table: what is a share in percent, other measures as they are."""
-    table = Table("test metric", f"{', '.join(path.stem for path in tested)}", box=None, pad_edge=False)
+    table = Table("test metric", ", ".join(path.stem for path in tested), box=None, pad_edge=False)
     for name, value in sorted(metrics.items()):
         shown = f"{100 * value:.2f} %" if name.startswith(SHARES) else f"{value:.4f}"
         shown += " nats" if name == "test/nll" else ""
@@ -180,11 +184,13 @@ def data_module(dataset: Mapping[str, Any], seeds: Mapping[str, int]) -> DataMod
 def describe_data(data: dict[str, Any]) -> str:
     """One line on the data, e.g. "digits: 1078 training, 120 validation, 599 test images of 1×8×8, 10 classes"."""
     shape = "×".join(map(str, data["shape"]))
-    items = f"images of {shape}"
+    items = f"{data.get('items', 'images')} of {shape}"
     if "edges" in data:
         items = f"nodes of {shape} features, among {data['nodes']} nodes with {data['edges']} edges"
     sizes = f"{data['train']} training, {data['val']} validation, {data['test']} test {items}"
-    line = f"{data['name']}: {sizes}, {data['num_classes']} classes. Validation: {data['validation']}."
+    outputs = "classes" if "items" not in data else "outputs"
+    classes = f", {data['num_classes']} {outputs}" if data["num_classes"] else ""
+    line = f"{data['name']}: {sizes}{classes}. Validation: {data['validation']}."
     return f"{line} {data['notes']}".strip()
 
 
@@ -328,8 +334,10 @@ def test(
     data: DataModule,
     candidates: list[Path],
 ) -> dict[str, float]:
-    """The median of each test metric over the checkpoints (usually one)."""
+    """The median of each test metric over the checkpoints (usually one); without any, of the method as it is."""
     measured: list[dict[str, float]] = []
+    if not candidates:
+        measured += trainer.test(method, datamodule=data, verbose=False)
     for path in candidates:
         state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
         method.load_state_dict(state)

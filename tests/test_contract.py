@@ -21,7 +21,7 @@ TWO_STEPS = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.l
 @pytest.mark.parametrize("slug", METHODS)
 def test_two_steps_from_the_default_config_twice(train, slug):
     """Trains, tests with finite metrics, and the same seed gives the same bits."""
-    folders = []
+    folders, results = [], []
     for run_dir in ("first", "again"):
         code, folder = train(f"regularizer={slug}", *TWO_STEPS, run_dir=run_dir)
         assert code == 0
@@ -29,11 +29,14 @@ def test_two_steps_from_the_default_config_twice(train, slug):
         assert metrics
         assert all(value is not None for value in metrics.values())  # null would be NaN or infinite
         folders.append(folder)
-    first, again = map(weights, folders)
-    assert all(torch.equal(first[name], again[name]) for name in first)
+        results.append(metrics)
+    assert results[0] == results[1]
+    if registry.load(slug).trains:
+        first, again = map(weights, folders)
+        assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", [slug for slug in METHODS if registry.load(slug).trains])
 def test_checkpoint_round_trip(train, slug):
     """The weights of a checkpoint, tested again, give the metrics of the run that wrote it."""
     _, folder = train(f"regularizer={slug}", *TWO_STEPS, "checkpoint.select=last")

@@ -20,22 +20,29 @@ def build(config: Mapping[str, Any], *, shape: tuple[int, ...], num_classes: int
         config: `_target_` is the dotted name of a function or class that takes in_channels, image_size
             (height, width) and num_classes and gives a network; `name` is what errors call it; all else are
             its options.
-        shape: (C, H, W) of the images, or (F,): the number of features of a graph's nodes, in_channels.
-        num_classes: number of logits.
+        shape: (C, H, W) of the images, or of whatever a sample is; of a network for graphs (F,), the number of a node's
+            features. Its first entry is in_channels.
+        num_classes: number of logits; 0: the network need not give logits.
 
-    Raises UserError for unknown options and for a network that does not map (1, C, H, W) to (1, num_classes).
+    Raises UserError for unknown options and for a network that does not map (1, *shape) to (1, num_classes).
     """
     options = {key: value for key, value in config.items() if key not in ("_target_", "name")}
     name = config.get("name") or config["_target_"]
-    if len(shape) == 1:
-        return _build_for_graphs(config["_target_"], options, shape, num_classes, name)
-    backbone = as_backbone(call(config["_target_"], options, shape, num_classes, name))
+    network = call(config["_target_"], options, shape, num_classes, name)
+    if "edges" in inspect.signature(network.forward).parameters:
+        return _try_on_graph(network, shape, num_classes, name)
+    backbone = as_backbone(network)
+    if isinstance(backbone.network, nn.Identity):  # of a method without a network
+        return backbone
 
-    what = f"Backbone '{name}' with {shape[0]}x{shape[1]}x{shape[2]} images and {num_classes} classes"
-    advice = (
-        "Choose a backbone for this image size (small_cnn, resnet18_cifar and small_vit take 8x8 and more),"
-        " options that fit it (e.g. patch_size), or another dataset.image_size."
-    )
+    item = "image" if len(shape) == 3 else "sample"
+    what = f"Backbone '{name}' with {'x'.join(map(str, shape))} {item}s and {num_classes} classes"
+    advice = "Choose a backbone for such samples; the regularizer's own config names one."
+    if item == "image":
+        advice = (
+            "Choose a backbone for this image size (small_cnn, resnet18_cifar and small_vit take 8x8 and more),"
+            " options that fit it (e.g. patch_size), or another dataset.image_size."
+        )
     backbone.eval()
     try:
         with torch.no_grad():
@@ -43,18 +50,16 @@ def build(config: Mapping[str, Any], *, shape: tuple[int, ...], num_classes: int
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         raise UserError(f"{what} fails in its forward pass: {_first_line(error)}. {advice}") from error
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if got != (1, num_classes):
-        raise UserError(f"{what} gives {got} for one image, not logits (1, {num_classes}). {advice}")
+    if num_classes and got != (1, num_classes):
+        raise UserError(f"{what} gives {got} for one {item}, not logits (1, {num_classes}). {advice}")
     return backbone.train()
 
 
-def _build_for_graphs(
-    target: str, options: Mapping[str, Any], shape: tuple[int], num_classes: int, name: str
-) -> GraphBackbone:
+def _try_on_graph(network: nn.Module, shape: tuple[int, ...], num_classes: int, name: str) -> GraphBackbone:
     what = f"Backbone '{name}' with nodes of {shape[0]} features and {num_classes} classes"
     advice = "Choose a backbone for graphs: gcn, gat, or erase_gat for regularizer=erase."
     try:
-        backbone = as_graph_backbone(call(target, options, shape, num_classes, name)).eval()
+        backbone = as_graph_backbone(network).eval()
         with torch.no_grad():
             rows = backbone(torch.zeros(2, *shape), torch.tensor([[0, 1], [1, 0]]))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:

@@ -16,8 +16,8 @@ from regbench.errors import UserError
 class DataModule(pl.LightningDataModule):
     """The loaders of one dataset. Files are read when the first loader or attribute that needs them is asked for.
 
-    A subclass has `check`, `sets` (with train, val, test), `shape`, `class_names`, `describe`, and the three
-    `…_loader(device, rank, world)`.
+    A subclass has `check`, `sets` (with train, val, test), `shape`, `class_names` (empty where there are no classes),
+    `describe`, and the three `…_loader(device, rank, world)`.
 
     Args:
         node: a config of the group `dataset`.

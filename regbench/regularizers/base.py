@@ -25,7 +25,7 @@ class Method(pl.LightningModule):
 
     Args:
         backbone: a `Backbone`, or any module that maps images (B, C, H, W) to logits (B, num_classes).
-        num_classes: number of classes C.
+        num_classes: number of classes C, or of what else the network gives for a sample; 0 where the task says that.
         optimizer: makes the optimiser from the parameters; SGD with lr 0.05 and momentum 0.9 unless given.
         scheduler: the learning rate's schedule, e.g. {"name": "cosine", "warmup_epochs": 5}, see
             `regbench.schedules`; constant unless given. Stepped with each optimiser step.
@@ -36,9 +36,16 @@ class Method(pl.LightningModule):
     Attributes:
         artifacts: roles of the trained networks that the method starts from, e.g. ("teacher",). Each is a keyword
             argument of its constructor, and a key of the configuration's `artifacts`, which says where it comes from.
+        trains: False for a method that has nothing to fit: its run is the test alone, and leaves no checkpoint.
+        confusion: (C, C) counts of the last test, rows are the true classes; None where there are no classes.
+        samples_wanted, samples: how many images of the next batch a logger asks for, and those images, mixed.
     """
 
     artifacts: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = True
+    confusion: Tensor | None = None
+    samples_wanted: int = 0
+    samples: Tensor | None = None
 
     def __init__(
         self,

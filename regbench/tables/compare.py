@@ -29,7 +29,7 @@ from regbench.tables.sweep import Request, as_seeds
 
 NAME = "compare"  # of the folder of comparisons, and of their tables' one scale
 SEEDS = 5
-METRIC = {  # task → what its methods are ranked by: a fraction, higher is better
+METRIC = {  # task → what its methods are ranked by: a fraction, higher is better; other tasks have no ranking
     "classification": "val/accuracy",
     "node_classification": "val/accuracy",
     "noisy_labels": "val/accuracy",
@@ -162,6 +162,10 @@ def _settings(
     if len(set(tasks.values())) > 1:
         said = ", ".join(f"{method} does {task}" for method, task in tasks.items())
         raise UserError(f"Methods of different tasks can't be compared: {said}.")
+    if (task := tasks[methods[0]]) not in METRIC:
+        raise UserError(
+            f"Methods of {task} have no validation accuracy to be ranked by; tables compare them."
+        )
 
     shared: list[str] = []
     common: list[list[str]] = []

@@ -31,7 +31,11 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
 
     cfg = OmegaConf.create(run.config)
     dataset = cfg.dataset
-    if dataset.shape is not None and len(dataset.shape) == 1:
+    made_anew = "samples" in dataset.get("datamodule", "")  # generated, or read, by the set's own function
+    if made_anew:
+        if dataset.batch_size is not None:
+            dataset.batch_size = BATCH
+    elif dataset.shape is not None and len(dataset.shape) == 1:
         dataset.load = {
             "_target_": "regbench.data.graph_sets.load_random_graph",
             "features": dataset.shape[0],
@@ -49,10 +53,11 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
             "sizes": [train, BATCH, BATCH],
         }
         dataset.train_size = None
-    dataset.batch_size = dataset.eval_batch_size = BATCH
+    if not made_anew:
+        dataset.batch_size = dataset.eval_batch_size = BATCH
     cfg.trainer.update(max_epochs=1, limit_train_batches=STEPS, limit_val_batches=1, limit_test_batches=1)
     cfg.trainer.update(check_val_every_n_epoch=1, accumulate_grad_batches=1)
-    if "datamodule" in dataset:  # of a graph, which is one batch
+    if "datamodule" in dataset:  # of a graph, or of samples, which may be one batch
         cfg.trainer.max_epochs = STEPS
     cfg.checkpoint.select = "last"
     if cfg.scheduler is not None and "warmup_epochs" in cfg.scheduler:

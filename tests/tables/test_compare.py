@@ -124,8 +124,12 @@ def test_methods_of_different_tasks_are_refused(monkeypatch):
     assert "none does classification, mixup does denoising" in refused("regularizer=none,mixup")
 
 
-def test_every_task_has_a_metric_to_rank_by():
-    assert METRIC.keys() == registry.TASKS.keys()
+def test_methods_of_a_task_without_a_ranking_are_refused(monkeypatch):
+    assert METRIC.keys() < registry.TASKS.keys()
+    for slug in ("none", "mixup"):
+        other = dataclasses.replace(registry.find(slug), task="restoration")
+        monkeypatch.setitem(registry.entries(), slug, other)
+    assert "Methods of restoration have no validation accuracy" in refused("regularizer=none,mixup")
 
 
 @pytest.mark.slow

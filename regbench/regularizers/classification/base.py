@@ -93,11 +93,6 @@ class ClassificationMethod(Method):
         self.val_metrics = classification_metrics(num_classes, "val/")
         self.test_metrics = classification_metrics(num_classes, "test/", ranking=True)
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self.samples_wanted = (
-            0  # a logger sets it to see this many images of the next batch, mixed, in `samples`
-        )
-        self.samples: Tensor | None = None
-        self.confusion: Tensor | None = None  # (C, C) counts of the last test; rows are the true classes
 
         wanted = read_stack(stack)
         check_stack(type(self), {slug: registry.load(slug) for slug in wanted})

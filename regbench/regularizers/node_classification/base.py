@@ -64,8 +64,6 @@ class NodeMethod(Method):
         self.val_metrics = classification_metrics(num_classes, "val/")
         self.test_metrics = classification_metrics(num_classes, "test/", ranking=True)
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self.samples_wanted, self.samples = 0, None  # of images, for loggers; a graph has none
-        self.confusion: Tensor | None = None  # (C, C) counts of the last test; rows are the true classes
 
     def forward(self, features: Tensor, edges: Tensor) -> Tensor:
         """The backbone's rows (N, …), as at test time."""
