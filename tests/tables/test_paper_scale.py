@@ -63,7 +63,9 @@ def test_the_cells_of_a_row_compose_and_take_two_steps(key, row, tmp_path):
         if kind(run) not in tried:
             metrics = two_steps(run, tmp_path / "run", plan.runs)
             shutil.rmtree(tmp_path / "run")  # its checkpoints have up to 300 MB
-            assert math.isfinite(metrics["test/nll"])
+            loss = metrics.get("test/nll")  # of classification; other families' methods measure other things
+            assert metrics
+            assert math.isfinite(loss) if loss is not None else all(map(math.isfinite, metrics.values()))
             tried.add(kind(run))
 
 
