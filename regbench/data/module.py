@@ -5,10 +5,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from hydra.utils import get_object
+from hydra.utils import get_class, get_object
 from omegaconf import DictConfig
 
-from regbench.data.augment import Augment, normalization
+from regbench.data.augment import Augment, apply, draw, normalization
 from regbench.data.base import DataModule
 from regbench.data.loaders import (
     EpochPlan,
@@ -17,6 +17,7 @@ from regbench.data.loaders import (
     RepeatedPlan,
     SemiSupervisedLoader,
     TrainLoader,
+    resized,
 )
 from regbench.data.sets import (
     ImageSets,
@@ -226,6 +227,23 @@ class ImageDataModule(DataModule):
             )
         return TrainLoader(train, plan, scale_bias)
 
+    def training_view(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Training images at `index` (B,), freshly augmented and normalised: float32 (B, C, H, W), on index's device.
+
+        For methods that choose their own batches from a set in memory.
+
+        Args:
+            generator: on the CPU; gives the augmentation's draws.
+        """
+        if self.sets.train.streams:
+            raise UserError("Views of chosen training images need a set in memory; this one is streamed.")
+        size, device = self.shape[1:], index.device
+        augment = Augment.from_config(self.node.get("augment"))
+        draws = draw(augment, len(index), size, generator)
+        images = resized(self._split("train", device).images.index_select(0, index), size)
+        draws = {name: values.to(device) for name, values in draws.items()}
+        return apply(images, augment, draws, *normalization(*self.mean_std, device))
+
     def plain_train_loader(self, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> Loader:
         """All training images once over all ranks, in order and not augmented, with the labels that training sees."""
         return self._eval_loader("train", device, rank, world)
@@ -276,3 +294,9 @@ class ImageDataModule(DataModule):
             "streams": sets.train.streams,
             "fingerprint": sets.fingerprint,
         }
+
+
+def data_module(dataset: Mapping[str, Any], seeds: Mapping[str, int]) -> DataModule:
+    """The data module of a resolved config of the group `dataset`, which names its class where it is not of images."""
+    cls = ImageDataModule if (name := dataset.get("datamodule")) is None else get_class(name)
+    return cls(dataset, seeds)
