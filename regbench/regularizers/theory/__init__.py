@@ -1,0 +1,1 @@
+"""Methods that study how networks train and generalise."""
