@@ -2,7 +2,7 @@
 
 Prints a table and writes benchmarks/results/<device>.json.
 Give names of benchmarks to run only these (the file keeps what it has of the others):
-throughput overhead augmentation loss orthogonal memory startup sweep methods; a method's slug measures that one.
+throughput overhead augmentation loss orthogonal low_rank memory startup sweep methods; a slug measures that method.
 """
 
 import json
@@ -189,6 +189,12 @@ def orthogonal() -> list[tuple]:
     return orthogonal.rows()
 
 
+def low_rank() -> list[tuple]:
+    import low_rank
+
+    return low_rank.rows()
+
+
 def methods(slugs: list[str] | None = None) -> list[tuple]:
     """Also fills `costs`, from which the papers' pages are made."""
     from methods import costs as measure
@@ -206,7 +212,7 @@ def methods(slugs: list[str] | None = None) -> list[tuple]:
 costs: dict[str, dict] = {}
 BENCHMARKS = {
     f.__name__: f
-    for f in (throughput, overhead, augmentation, loss, orthogonal, memory, startup, sweep, methods)
+    for f in (throughput, overhead, augmentation, loss, orthogonal, low_rank, memory, startup, sweep, methods)
 }
 
 

@@ -1,0 +1,131 @@
+"""Accuracy of a trained network whose layers are cut to low rank, without further training (callback `truncation`)."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torchmetrics.classification import MulticlassAccuracy
+
+from regbench.backbones.low_rank import cut_to, factorise, layers_of, macs_by_rank
+from regbench.errors import UserError
+from regbench.functional.low_rank import greedy_ranks, rank_at
+from regbench.regularizers.base import batch_fields
+
+SLICES = 10  # of a layer's rank, cut one by one in the search
+
+
+class Truncation(pl.Callback):
+    """Cuts copies of the tested network and logs their accuracy.
+
+    - `test/accuracy_rank_<p>` and `test/macs_rank_<p>`: every layer at p % of its rank, and the multiply-accumulates of
+      this over those of the network with whole layers;
+    - `test/accuracy_macs_<p>`: each layer at a rank of its own, found by a greedy search for p % of these
+      multiply-accumulates (`regbench.functional.low_rank.greedy_ranks`, with the loss on held-out images).
+
+    A network with layers in factors is cut to their first components; any other is put into factors by SVD first, so
+    that every method can be measured. Batch norms get the statistics of the cut network, from an epoch of training
+    images; the search itself leaves them as they are.
+
+    Args:
+        shares: of the rank, in (0, 1].
+        budgets: shares of the multiply-accumulates, in (0, 1).
+        samples: validation images (without a validation split: training images) that the search looks at.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        shares: Sequence[float] = (0.5, 0.25, 0.1, 0.05),
+        budgets: Sequence[float] = (0.5, 0.25),
+        samples: int = 512,
+    ):
+        shares, budgets = [float(x) for x in shares], [float(x) for x in budgets]
+        if not all(0 < x <= 1 for x in shares) or not all(0 < x < 1 for x in budgets) or samples < 1:
+            raise UserError(
+                "callbacks.truncation needs shares in (0, 1], budgets in (0, 1) and samples of 1 or more; it got "
+                f"shares={shares}, budgets={budgets}, samples={samples}."
+            )
+        self.shares, self.budgets, self.samples = shares, budgets, samples
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        with torch.inference_mode(False), torch.no_grad(), trainer.precision_plugin.forward_context():
+            network = copy.deepcopy(module.backbone)
+            if not layers_of(network):
+                network = module.plain_backbone()
+                factorise(network)
+            network.eval()
+            self._measure(trainer, module, network)
+
+    def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, network: nn.Module) -> None:
+        layers = list(layers_of(network).values())
+        shape = tuple(next(_images(trainer, module, "test"))[0].shape[1:])
+        macs = macs_by_rank(network, shape, deployed=True)
+        whole = macs([layer.full_rank for layer in layers])
+        statistics = {name: value.clone() for name, value in network.state_dict().items()}
+
+        def accuracy(ranks: Sequence[int]) -> Tensor:
+            with cut_to(layers, ranks):
+                images = (image for image, _ in _images(trainer, module, "train"))
+                update_bn(images, network)
+                score = MulticlassAccuracy(module.num_classes, average="micro", sync_on_compute=False)
+                score.to(module.device)
+                for image, label in _images(trainer, module, "test"):
+                    score.update(network(image), label)
+            network.load_state_dict(statistics)
+            return score.compute()
+
+        for share in self.shares:
+            ranks = [rank_at(layer.rank, share) for layer in layers]
+            module.log(f"test/accuracy_rank_{100 * share:g}", accuracy(ranks))
+            module.log(f"test/macs_rank_{100 * share:g}", macs(ranks) / whole)
+        if not self.budgets:
+            return
+        held_out = self._held_out(trainer, module)
+
+        def loss(ranks: Sequence[int]) -> float:
+            with cut_to(layers, ranks):
+                total = sum(F.cross_entropy(network(x), y, reduction="sum") for x, y in held_out)
+            return float(total)
+
+        ranks = [layer.rank for layer in layers]
+        for budget in sorted(
+            self.budgets, reverse=True
+        ):  # the search for a smaller one goes on from the larger one
+            ranks = greedy_ranks(ranks, loss, macs, budget * whole, SLICES)
+            module.log(f"test/accuracy_macs_{100 * budget:g}", accuracy(ranks))
+
+    def _held_out(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[tuple[Tensor, Tensor]]:
+        """Every n-th validation image, so that all classes come; without any, training images, which are shuffled."""
+        validation = trainer.datamodule.sets.val
+        if validation is None:
+            batches = []
+            for image, label in _images(trainer, module, "train"):
+                batches.append((image, label))
+                if sum(len(label) for _, label in batches) >= self.samples:
+                    break
+            return batches
+        every, seen, batches = -(-len(validation) // self.samples), 0, []
+        for image, label in _images(trainer, module, "val"):
+            first = -seen % every
+            seen += len(label)
+            if len(label[first::every]):
+                batches.append((image[first::every], label[first::every]))
+        return batches
+
+
+def _images(trainer: pl.Trainer, module: pl.LightningModule, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (image, label) of a split, all of it on every process, as many as the trainer's limit says.
+
+    Training images come augmented and in the order of the first epoch, whatever the epoch.
+    """
+    loader = getattr(trainer.datamodule, f"{split}_loader")(module.device)
+    limit = getattr(trainer, f"limit_{split}_batches")
+    for batch in islice(loader, limit if isinstance(limit, int) else int(limit * len(loader))):
+        yield tuple(batch_fields(batch, ("image", "label")))

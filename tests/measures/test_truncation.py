@@ -1,0 +1,74 @@
+"""Networks cut to low rank, measured on tests whose answer is known, and what networks cost."""
+
+import pytest
+import torch
+from torch import nn
+
+from regbench.backbones.low_rank import cut_to, factorise, layers_of
+from regbench.errors import UserError
+from regbench.functional.low_rank import rank_at
+from regbench.measures.truncation import Truncation
+from regbench.training import data_module, load_network
+from support import read_result
+
+RUN = ["dataset=digits", "trainer.max_epochs=8", "dataset.batch_size=32", "checkpoint.select=last", "logger=none",
+       "progress=none", "accelerator=cpu"]  # fmt: skip
+MLP = ["backbone=mlp", "backbone.hidden=[16]"]
+CUT = ["callbacks=[default,size,truncation]", "callbacks.truncation.shares=[1.0,0.3]"]
+
+
+def accuracy(network: nn.Module, result: dict) -> float:
+    data = data_module(result["config"]["dataset"], {"data": 0, "noise": 0, "order": 0})
+    network.eval()
+    with torch.no_grad():
+        right = [network(batch["image"]).argmax(1) == batch["label"] for batch in data.test_loader()]
+    return torch.cat(right).float().mean().item()
+
+
+@pytest.mark.parametrize("method", ["none", "maestro"])
+def test_a_network_without_batch_norm_is_cut_as_its_matrices_are(train, method):
+    """A dense network is cut by SVD, one in factors to their first components."""
+    more = [f"regularizer={method}"] + (["regularizer.threshold=1.5"] if method == "maestro" else [])
+    _, folder = train(*RUN, *MLP, *CUT, "callbacks.truncation.budgets=[0.5]", *more)
+    result = read_result(folder)
+    metrics = result["metrics"]
+    assert metrics["test/accuracy_rank_100"] == pytest.approx(metrics["test/accuracy"], abs=2e-3)  # rounding
+    dense = 64 * 16 + 160
+    if method == "none":
+        network = load_network(folder / "checkpoints" / "last.ckpt", (1, 8, 8), 10)
+        factorise(network)
+        layers = list(layers_of(network).values())
+        ranks = [5, 3]  # of 16 and 10
+        assert [rank_at(layer.rank, 0.3) for layer in layers] == ranks
+        with cut_to(layers, ranks):
+            expected = accuracy(network, result)
+        assert metrics["test/accuracy_rank_30"] == pytest.approx(expected, abs=1e-6)
+        assert metrics["test/macs_rank_30"] == pytest.approx((5 * 80 + 3 * 26) / dense, rel=1e-6)
+        assert metrics["test/params_m"] == pytest.approx((dense + 26) / 1e6, rel=1e-6)
+        assert metrics["test/macs_m"] == pytest.approx(dense / 1e6, rel=1e-6)
+    else:
+        first, last = metrics["test/rank_layer1_0"], metrics["test/rank_fc"]
+        assert first < 16 or last < 10
+        ranks = [rank_at(int(rank), 0.3) for rank in (first, last)]
+        assert metrics["test/macs_rank_30"] == pytest.approx(
+            (ranks[0] * 80 + ranks[1] * 26) / dense, rel=1e-6
+        )
+    assert metrics["test/accuracy_macs_50"] > 0.2
+
+
+def test_batch_norms_follow_the_cut_and_the_run_is_left_as_it_is(train):
+    """Of a network with batch norm the accuracy after the cut is far above what the old statistics give, and measuring
+    changes nothing of the run."""
+    run = [*RUN, "regularizer=maestro", "backbone=small_cnn", "backbone.width=8", "trainer.max_epochs=3"]
+    _, folder = train(*run, *CUT, "callbacks.truncation.budgets=[]")
+    _, other = train(*run, run_dir="other")
+    metrics, expected = read_result(folder)["metrics"], read_result(other)["metrics"]
+    assert {name: metrics[name] for name in expected} == expected
+    assert metrics["test/accuracy_rank_100"] == pytest.approx(metrics["test/accuracy"], abs=0.02)
+    assert metrics["test/accuracy_rank_30"] > 0.3
+
+
+@pytest.mark.parametrize("options", [{"shares": [0.0]}, {"budgets": [1.0]}, {"samples": 0}])
+def test_mistakes(options):
+    with pytest.raises(UserError, match=r"shares in \(0, 1\]"):
+        Truncation(**options)
