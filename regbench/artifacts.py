@@ -7,9 +7,10 @@ configuration, e.g. dataset, from the run that asks for it. A run is made once i
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +21,56 @@ from regbench.identity import hash_of, identity, resolve
 from regbench.runs import RunFolder
 
 log = logging.getLogger("regbench")
+
+Network = TypeVar("Network")
+
+
+def keyword(role: str) -> str:
+    """The argument of a method's constructor for a role.
+
+    >>> keyword("teacher"), keyword("model_*")
+    ('teacher', 'models')
+    """
+    return f"{role.removesuffix('_*')}s" if role.endswith("_*") else role
+
+
+def arguments(roles: Sequence[str], networks: Mapping[str, Network]) -> dict[str, Network | list[Network]]:
+    """The networks of some roles as keyword arguments: those of `model_*`, that is model_1, model_2 …, as one list.
+
+    >>> arguments(("start", "model_*"), {"model_10": "c", "model_2": "b", "model_1": "a", "start": "s"})
+    {'start': 's', 'models': ['a', 'b', 'c']}
+    """
+    found: dict[str, Any] = {}
+    for role in roles:
+        names = _names(role, networks)
+        found[keyword(role)] = (
+            [networks[name] for name in names] if role.endswith("_*") else networks[names[0]]
+        )
+    return found
+
+
+def check_roles(methods: Mapping[str, Sequence[str]], names: Iterable[str]) -> None:
+    """Raises UserError where the configuration's `artifacts` are not those that the methods start from.
+
+    Args:
+        methods: slug → its roles.
+        names: the keys of `artifacts`.
+    """
+    names, roles = set(names), {role for own in methods.values() for role in own}
+    fitting = {name for role in roles for name in _names(role, names)}
+    if fitting != names or any(not _names(role, names) for role in roles):
+        raise UserError(
+            f"{' with '.join(methods)} starts from {', '.join(sum(methods.values(), ())) or 'no artifact'}, "
+            f"but artifacts names {', '.join(sorted(names)) or 'none'}."
+        )
+
+
+def _names(role: str, names: Iterable[str]) -> list[str]:
+    """Those of the names that are of a role: model_1, model_2 … of model_*, in the order of their numbers."""
+    if not role.endswith("_*"):
+        return [name for name in names if name == role]
+    numbered = [name for name in names if re.fullmatch(rf"{role[:-1]}\d+", name)]
+    return sorted(numbered, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]], Any]) -> dict[str, Path]:

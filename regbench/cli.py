@@ -59,6 +59,18 @@ Differences to the baseline are paired over seeds and corrected for the number o
 is looked at once, for the settings that validation chose. docs/compare.md says more.
 A comparison may be stopped at any moment; the same command goes on with it.
 """
+MERGE_HELP = """\
+Makes one network of finished runs' networks, on the data of the first run, in a run folder of its own.
+
+  regbench merge runs=[<run folder>,<run folder>] method=fisher      (python scripts/merge.py is the same)
+
+  runs=          two or more, of one architecture and one start (regularizer=fine_tune); the first is the target
+  method=fisher  fisher, average, or ensemble (of outputs, of any networks with the same classes)
+  out=merged     the new run folder: config.yaml, result.json, checkpoints/ and model.pt, the plain state_dict
+
+Anything else is an override of the merging run, e.g. regularizer.merge_head=true for runs of one task,
+regularizer.coefficients=[0.5,0.5] (without it validation accuracy chooses), regularizer.examples=1000.
+"""
 RERUN_HELP = """\
 Runs a run's own configuration again, from scratch in a new folder, and says whether the same metrics come out.
 
@@ -81,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         return compare(argv[1:])
     if argv[:1] == ["rerun"]:
         return rerun(argv[1:])
+    if argv[:1] == ["merge"]:
+        return merge(argv[1:])
     parser = argparse.ArgumentParser(
         prog="regbench",
         description="Regularization papers' methods behind one command.",
@@ -93,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("reproduce", help="run a paper's table and report it (regbench reproduce --help)")
     commands.add_parser("compare", help="which regularizer helps on your data (regbench compare --help)")
     commands.add_parser("rerun", help="run a run again and compare the metrics (regbench rerun --help)")
+    commands.add_parser("merge", help="make one network of finished runs' (regbench merge --help)")
     diff = commands.add_parser("diff", help="where two runs differ: configuration, code, versions, metrics")
     diff.add_argument("left", type=Path, help="a run's folder, of train.py or of a sweep")
     diff.add_argument("right", type=Path, help="another one")
@@ -222,6 +237,27 @@ def _rerun(argv: list[str]) -> None:
     earlier, arguments = prepare(Path(argv[0]), argv[1:])
     _train(arguments)
     show_outcome(earlier, _job.folder)
+
+
+def merge(argv: list[str] | None = None) -> int:
+    """`regbench merge` and `scripts/merge.py`."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or set(argv) & {"-h", "--help"}:
+        print(MERGE_HELP)
+        return 0 if argv else USAGE_ERROR
+    return guard(lambda: _merge(argv), debug="debug=true" in argv)
+
+
+def _merge(argv: list[str]) -> None:
+    from regbench.merge_runs import describe, merge_runs
+
+    options = {"runs": "", "method": "fisher", "out": "merged"}
+    options |= {key: value for key, _, value in (a.partition("=") for a in argv) if key in options}
+    overrides = [a for a in argv if a.partition("=")[0] not in options]
+    runs = [Path(name.strip()) for name in options["runs"].strip("[]").split(",") if name.strip()]
+    out = Path(options["out"])
+    merge_runs(runs, options["method"], out, overrides)
+    print(describe(out))
 
 
 def sweeper_arguments(argv: list[str]) -> list[str]:

@@ -15,7 +15,6 @@ import regbench.torchvision_schemas  # noqa: F401  before Lightning, which impor
 # isort: split
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -24,13 +23,14 @@ from rich.table import Table
 
 from regbench import backbones, registry, results, seeding, stacking
 from regbench.api import check_state
-from regbench.backbones.backbone import Backbone, as_backbone
+from regbench.artifacts import arguments, check_roles
+from regbench.backbones.backbone import Backbone, Origin, as_backbone
 from regbench.backbones.sync_batchnorm import synchronise_batchnorm
 from regbench.callbacks import EpochCheckpoint, LineProgress
 from regbench.checks import check, check_writable
 from regbench.composing import build, flat
 from regbench.data.base import DataModule
-from regbench.data.module import ImageDataModule
+from regbench.data.module import data_module
 from regbench.errors import UserError
 from regbench.files import write_whole
 from regbench.identity import code_fingerprint
@@ -66,7 +66,8 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
     resolved = OmegaConf.to_container(cfg, resolve=True)
     stack = stacking.with_defaults(resolved["stack"])
     resolved["stack"] = [{slug: options} for slug, options in stack.items()]
-    check_stack(registry.load(cfg.regularizer.name), {slug: registry.load(slug) for slug in stack})
+    method_class = registry.load(cfg.regularizer.name)
+    check_stack(method_class, {slug: registry.load(slug) for slug in stack})
     seeds = seeding.streams(cfg.seed, resolved["seeds"])
 
     data = data_module(resolved["dataset"], seeds)
@@ -75,7 +76,8 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
     seeding.seed_globals(seeds["init"], "init")
     backbone = backbones.build(resolved["backbone"], shape=data.shape, num_classes=data.num_classes)
     networks = {
-        role: load_network(path, data.shape, data.num_classes) for role, path in (artifacts or {}).items()
+        role: load_network(path, data.shape, data.num_classes, own_classes=method_class.takes_other_classes)
+        for role, path in (artifacts or {}).items()
     }
     method = build_method(cfg, backbone, data.num_classes, seeds, networks)
     if cfg.test_only and not method.trains:
@@ -90,8 +92,8 @@ def run(cfg: DictConfig, run_dir: Path, artifacts: Mapping[str, Path] | None = N
         history.go_on_from(checkpoint["epoch"], batches, checkpoint["regbench"].get("row", {}))
     checkpoints = EpochCheckpoint(
         run_dir / "checkpoints",
-        **resolved["checkpoint"],
-        origin={"regularizer": method.slug, "config": resolved},
+        **resolved["checkpoint"] | ({"select": "last"} if method.one_step else {}),
+        origin={"regularizer": method.slug, "config": resolved, "num_classes": data.num_classes},
     )
     with configured_loggers(cfg, run_dir) as loggers:
         pictures = [WandbPictures(lg, data.class_names) for lg in loggers if isinstance(lg, WandbLogger)]
@@ -175,12 +177,6 @@ def show_metrics(metrics: dict[str, float], tested: list[Path]) -> None:
     Console().print(table)
 
 
-def data_module(dataset: Mapping[str, Any], seeds: Mapping[str, int]) -> DataModule:
-    """The data module of a resolved config of the group `dataset`, which names its class where it is not of images."""
-    cls = ImageDataModule if (name := dataset.get("datamodule")) is None else get_class(name)
-    return cls(dataset, seeds)
-
-
 def describe_data(data: dict[str, Any]) -> str:
     """One line on the data, e.g. "digits: 1078 training, 120 validation, 599 test images of 1×8×8, 10 classes"."""
     shape = "×".join(map(str, data["shape"]))
@@ -194,8 +190,13 @@ def describe_data(data: dict[str, Any]) -> str:
     return f"{line} {data['notes']}".strip()
 
 
-def load_network(path: Path, shape: tuple[int, ...], num_classes: int) -> Backbone:
+def load_network(
+    path: Path, shape: tuple[int, ...], num_classes: int, *, own_classes: bool = False
+) -> Backbone:
     """The trained network of a run's checkpoint, in evaluation mode and without gradients; see `Method.plain_backbone`.
+
+    Args:
+        own_classes: it may have been trained on another number of classes, and is then built for that.
 
     Raises:
         UserError: the file is no checkpoint of RegBench, or of a network for other images or classes.
@@ -205,6 +206,9 @@ def load_network(path: Path, shape: tuple[int, ...], num_classes: int) -> Backbo
         cfg = OmegaConf.create({"stack": [], **checkpoint["regbench"]["config"]})
         prefix, state = "backbone.", checkpoint["state_dict"]
         state = {name: value for name, value in state.items() if name.startswith(prefix)}
+        origin = Origin(checkpoint["regbench"]["config"], tuple(checkpoint.get("lineage", ())))
+        if own_classes:
+            num_classes = checkpoint["regbench"].get("num_classes", num_classes)
     except Exception as error:
         raise UserError(f"{path} is no checkpoint of RegBench ({type(error).__name__}: {error}).") from error
 
@@ -216,6 +220,7 @@ def load_network(path: Path, shape: tuple[int, ...], num_classes: int) -> Backbo
     if plain.keys() == network.state_dict().keys():
         check_state(network.state_dict(), plain, str(path))
         network.load_state_dict(plain)
+        network.origin = origin
         return network.eval().requires_grad_(False)
     # The method has put its own into the network, so it is built too. What it started from is not needed for that.
     networks = {role: build_network() for role in cfg.get("artifacts", {})}
@@ -223,7 +228,9 @@ def load_network(path: Path, shape: tuple[int, ...], num_classes: int) -> Backbo
     own = {name: value for name, value in method.state_dict().items() if name.startswith(prefix)}
     check_state(own, state, str(path))
     method.load_state_dict(state, strict=False)
-    return method.plain_backbone().eval().requires_grad_(False)
+    network = method.plain_backbone()
+    network.origin = origin
+    return network.eval().requires_grad_(False)
 
 
 def build_method(
@@ -237,18 +244,12 @@ def build_method(
     cls = registry.load(cfg.regularizer.name)
     stack = stacking.with_defaults(OmegaConf.to_container(cfg.stack, resolve=True))
     roles = {slug: registry.load(slug).artifacts for slug in (cfg.regularizer.name, *stack)}
-    if set(networks) != set().union(*roles.values()):
-        raise UserError(
-            f"{' with '.join(roles)} starts from {', '.join(sum(roles.values(), ())) or 'no artifact'}, "
-            f"but artifacts names {', '.join(networks) or 'none'}."
-        )
+    check_roles(roles, networks)
     options = OmegaConf.to_container(cfg.regularizer, resolve=True)
     options.pop("name")
-    options |= {role: networks[role] for role in cls.artifacts}
+    options |= arguments(cls.artifacts, networks)
     if stack:
-        options["stack"] = [
-            {slug: own | {role: networks[role] for role in roles[slug]}} for slug, own in stack.items()
-        ]
+        options["stack"] = [{slug: own | arguments(roles[slug], networks)} for slug, own in stack.items()]
     if cfg.optimizer is not None:
         options["optimizer"] = build(cfg.optimizer)
         try:
@@ -279,6 +280,8 @@ def build_trainer(
     options = dict(cfg.trainer)
     if not method.automatic_optimization:  # the method clips and accumulates itself, see Method.optimize
         options["gradient_clip_val"], options["accumulate_grad_batches"] = None, 1
+    if method.one_step:
+        options.update(max_epochs=1, limit_train_batches=1, check_val_every_n_epoch=1)
     progress = cfg.progress
     if progress == "auto":
         progress = "bar" if sys.stdout.isatty() else "lines"
@@ -412,6 +415,7 @@ def _quieten_libraries() -> None:
         ".*Found .* module.s. in eval mode.*",  # a method's teacher
         ".*isinstance.treespec, LeafSpec.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation data
+        ".*`LightningModule.configure_optimizers` returned `None`.*",  # a method that takes no step
         ".*`srun` command is available on your system but is not used.*",  # a SLURM job of its own starts the run
     ):
         warnings.filterwarnings("ignore", text)

@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from regbench import catalogue, registry
+from regbench.artifacts import keyword
 from regbench.composing import compose_config
 from regbench.paths import configs_dir
 from support import read_result, weights
@@ -60,7 +61,8 @@ def test_config_and_constructor_have_the_same_hyperparameters(slug):
     config = OmegaConf.to_container(compose_config([f"regularizer={slug}"]).regularizer, resolve=True)
     assert config.pop("name") == slug
     parameters = inspect.signature(registry.load(slug).__init__).parameters.values()
-    elsewhere = {"stack", *registry.load(slug).artifacts}  # have places of their own in the configuration
+    roles = registry.load(slug).artifacts
+    elsewhere = {"stack", *map(keyword, roles)}  # have places of their own in the configuration
     constructor = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     constructor = {name: value for name, value in constructor.items() if name not in elsewhere}
     assert config == json.loads(json.dumps(constructor))  # YAML has no tuples

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from regbench import registry
+from regbench.artifacts import arguments
 from regbench.composing import compose_config
 from regbench.errors import UserError
 from regbench.identity import hash_of, identity, resolve
@@ -42,8 +43,10 @@ def batch(size: int = 12) -> dict[str, torch.Tensor]:
 
 
 def options(slug: str) -> dict[str, object]:
-    teachers = {role: network().eval().requires_grad_(False) for role in registry.load(slug).artifacts}
-    return teachers | OPTIONS.get(slug, {})
+    roles = registry.load(slug).artifacts
+    names = [role.replace("*", i) for role in roles for i in ("12" if role.endswith("*") else "1")]
+    networks = {name: network().eval().requires_grad_(False) for name in names}
+    return arguments(roles, networks) | OPTIONS.get(slug, {})
 
 
 def create(host: str, *stack: str) -> ClassificationMethod:

@@ -28,6 +28,18 @@ class Outputs(NamedTuple):
     activations: dict[str, Tensor]
 
 
+class Origin(NamedTuple):
+    """Where a trained network comes from.
+
+    Attributes:
+        config: the resolved configuration of the run that trained it.
+        lineage: fingerprints of the weights that it started from, the oldest first; empty where it started anew.
+    """
+
+    config: dict
+    lineage: tuple[str, ...]
+
+
 class Backbone(nn.Module):
     """Wraps a network that maps images (B, C, H, W) to logits (B, num_classes); its weights are `network.*`.
 
@@ -38,7 +50,12 @@ class Backbone(nn.Module):
         classifier: name of the last linear layer (some timm models have a 1×1 convolution there); found by
             `default_classifier` unless given.
         channels_last: whether the network takes the channels-last memory format and is faster in it.
+
+    Attributes:
+        origin: of a trained network that a run starts from; None for any other.
     """
+
+    origin: Origin | None = None
 
     def __init__(
         self,

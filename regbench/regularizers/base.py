@@ -36,13 +36,20 @@ class Method(pl.LightningModule):
     Attributes:
         artifacts: roles of the trained networks that the method starts from, e.g. ("teacher",). Each is a keyword
             argument of its constructor, and a key of the configuration's `artifacts`, which says where it comes from.
+            A role such as "model_*" takes as many as the configuration names, model_1, model_2 …; they come as a list,
+            the argument `models`.
+        takes_other_classes: whether these networks may have been trained on another number of classes.
         trains: False for a method that has nothing to fit: its run is the test alone, and leaves no checkpoint.
+        one_step: True for a method that is fitted by one computation, before the first step (`on_train_start`): its run
+            takes one batch of one epoch, whatever `trainer` says, and the outcome is its last checkpoint.
         confusion: (C, C) counts of the last test, rows are the true classes; None where there are no classes.
         samples_wanted, samples: how many images of the next batch a logger asks for, and those images, mixed.
     """
 
     artifacts: ClassVar[tuple[str, ...]] = ()
+    takes_other_classes: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    one_step: ClassVar[bool] = False
     confusion: Tensor | None = None
     samples_wanted: int = 0
     samples: Tensor | None = None
@@ -223,7 +230,7 @@ class Method(pl.LightningModule):
         if self._loss_sum is not None:
             batches = max(int(self.trainer.num_training_batches), 1)
             self.log("train/loss", self._loss_sum / batches, sync_dist=True, prog_bar=True)
-        if self.trainer.optimizers:
+        if self.trainer.optimizers and self.trainer.optimizers[0].param_groups:
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         for name, (total, count) in self._watched.items():
             self.log(f"train/{name}", total / count, sync_dist=True)

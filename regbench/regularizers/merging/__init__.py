@@ -1,0 +1,1 @@
+"""Methods that start from trained networks: merged into one, put side by side, or trained further."""
