@@ -1,0 +1,1 @@
+"""Methods that solve transport problems, and routers of sparse mixtures of experts."""
