@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,14 @@ class EpochCheckpoint(Checkpoint):
 
 
 class LineProgress(pl.Callback):
-    """One line an epoch, for output that is no terminal."""
+    """One line an epoch, for output that is no terminal.
 
-    def __init__(self):
+    Args:
+        shown: names of the logged values that a line holds, where they are measured.
+    """
+
+    def __init__(self, shown: Iterable[str] = ("val/accuracy", "val/loss")):
+        self.shown = tuple(dict.fromkeys(shown))
         self.start = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -100,10 +106,10 @@ class LineProgress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            shown = {
-                k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/accuracy", "val/loss")
-            }
-            values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            measured = trainer.callback_metrics
+            values = "  ".join(
+                f"{name} {float(measured[name]):.4f}" for name in self.shown if name in measured
+            )
             seconds = time.perf_counter() - self.start
             print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}  {seconds:.1f} s",

@@ -25,11 +25,13 @@ def export(run: Path, out: Path | None = None) -> Path:
         The file, to be read with `torch.load(file, weights_only=True)`.
 
     Raises:
-        UserError: no finished run, or the checkpoint is gone.
+        UserError: no finished run, one without weights, or the checkpoint is gone.
     """
     result = RunFolder(run).result() if run.is_dir() else None
     if result is None:
         raise UserError(f"{run} is no folder of a finished run: it has no result.json.")
+    if not result["tested"] or result["config"]["backbone"]["name"] == "none":
+        raise UserError(f"{run} has no network: {result['config']['regularizer']['name']} trains none.")
     checkpoint = run / result["tested"][-1]
     if not checkpoint.is_file():
         raise UserError(f"The weights that the run tested are gone: {checkpoint}.")
@@ -52,8 +54,11 @@ def describe(run: Path, out: Path) -> str:
     if "edges" in data:
         size, classes = data["shape"][0], data["num_classes"]
         return f"{out}: state_dict of {name} for nodes of {size} features and {classes} classes."
-    mean, std = ("[" + ", ".join(f"{value:.4f}" for value in data[key]) + "]" for key in ("mean", "std"))
     shape = "×".join(map(str, data["shape"]))
+    if "mean" not in data:
+        outputs = f" and {data['num_classes']} outputs" if data["num_classes"] else ""
+        return f"{out}: state_dict of {name} for {data.get('items', 'inputs')} of {shape}{outputs}."
+    mean, std = ("[" + ", ".join(f"{value:.4f}" for value in data[key]) + "]" for key in ("mean", "std"))
     return (
         f"{out}: state_dict of {name} for images of {shape} and {data['num_classes']} classes.\n"
         f"Pixels in [0, 1] are normalised with mean {mean} and standard deviation {std}."

@@ -143,7 +143,7 @@ def code_fingerprint(config: Mapping[str, Any]) -> str:
 def _code_fingerprint(slugs: tuple[str, ...], measures: tuple[str, ...]) -> str:
     root = Path(__file__).parent
     files = [root / name for name in ("training.py", "callbacks.py", "schedules.py", "seeding.py")]
-    for folder in ("functional", "data", "backbones", "metrics"):
+    for folder in ("functional", "data", "backbones", "metrics", "solvers"):
         files += (root / folder).rglob("*.py")
     files += [root / "measures" / f"{target.split('.')[2]}.py" for target in measures]
     files.append(root / "regularizers" / "base.py")

@@ -289,7 +289,7 @@ def build_trainer(
     if progress == "bar":
         callbacks.append(pl.callbacks.RichProgressBar())
     elif progress == "lines":
-        callbacks.append(LineProgress())
+        callbacks.append(LineProgress(["val/accuracy", cfg.checkpoint.monitor, "val/loss"]))
     node = cfg.accelerator
     devices = OmegaConf.to_container(node.devices) if OmegaConf.is_list(node.devices) else node.devices
     try:

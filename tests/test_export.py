@@ -49,6 +49,20 @@ def test_the_exported_network_gives_the_same_outputs_without_regbench(train, tmp
     assert torch.equal(torch.tensor(json.loads(done.stdout)), network(image))
 
 
+def test_a_network_of_samples_is_exported_too(train, capsys):
+    _, folder = train("regularizer=grokking", "dataset.p=7", "trainer.max_epochs=1", "logger=none", "progress=none")
+    assert cli.main(["export", str(folder)]) == 0
+    assert "state_dict of modular_mlp for samples of 2 and 7 outputs" in capsys.readouterr().out
+    assert torch.load(folder / "model.pt", weights_only=True)["first.weight"].shape == (14, 500)
+
+
+@pytest.mark.parametrize("regularizer", ["sparse_ot", "forest_smoothers"])
+def test_a_run_without_a_network_is_refused(train, capsys, regularizer):
+    _, folder = train(f"regularizer={regularizer}", "trainer.max_epochs=1", "logger=none", "progress=none")
+    assert cli.main(["export", str(folder)]) == 2
+    assert f"has no network: {regularizer} trains none" in capsys.readouterr().err
+
+
 def test_folding_changes_no_output(train):
     """The parametrised network of the checkpoint and the folded one."""
     from regbench.api import create_method

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from regbench import registry
 from regbench.artifacts import arguments
+from regbench.backbones.moe import moe_classifier
 from regbench.composing import compose_config
 from regbench.errors import UserError
 from regbench.identity import hash_of, identity, resolve
@@ -27,8 +29,11 @@ OPTIONS = {"forward_correction": {"kind": "symmetric", "rate": 0.4}}  # which a 
 STACKABLE = [slug for slug in METHODS if not registry.load(slug).owns_loop]
 
 
-def network() -> nn.Module:
+def network(*slugs: str) -> nn.Module:
+    """The network of methods that are stacked: one with experts where one of them routes."""
     torch.manual_seed(0)
+    if "moe_router" in slugs:
+        return moe_classifier(1, (8, 8), 5, experts=2, hidden=4)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
         nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(),
@@ -42,16 +47,20 @@ def batch(size: int = 12) -> dict[str, torch.Tensor]:
     return {"image": image, "label": torch.arange(size) % 5, "index": torch.arange(size)}
 
 
-def options(slug: str) -> dict[str, object]:
+def options(slug: str, *others: str) -> dict[str, object]:
     roles = registry.load(slug).artifacts
     names = [role.replace("*", i) for role in roles for i in ("12" if role.endswith("*") else "1")]
-    networks = {name: network().eval().requires_grad_(False) for name in names}
-    return arguments(roles, networks) | OPTIONS.get(slug, {})
+    networks = {name: network(slug, *others).eval().requires_grad_(False) for name in names}
+    found = arguments(roles, networks) | OPTIONS.get(slug, {})
+    if slug == "manifold_mixup" and "moe_router" in others:
+        found["layers"] = [0]  # its network has no stages to mix after
+    return found
 
 
 def create(host: str, *stack: str) -> ClassificationMethod:
-    own = [{slug: options(slug)} for slug in stack]
-    method = registry.load(host)(network(), 5, stack=own, **options(host))
+    slugs = (host, *stack)
+    own = [{slug: options(slug, *slugs)} for slug in stack]
+    method = registry.load(host)(network(*slugs), 5, stack=own, **options(*slugs))
     for member in method.members:
         member.on_data(12)
         if hasattr(member, "estimate"):  # of the transition matrix, which a run makes of its training images
@@ -87,6 +96,9 @@ def refusal(host: str, part: str) -> str | None:
     for hook, words in (("mix", "both mix the batch"), ("objective", "both own the objective")):
         if hook in hooks_of(one) and hook in hooks_of(other):
             return words
+    for (slug, replaces), (part_slug, takes) in permutations(((host, one), (part, other)), 2):
+        if replaces.replaces_layers and "reparameterise" in hooks_of(takes):
+            return f"{slug} puts other layers in the place of those whose weights {part_slug} reparameterises"
     for mixer, owner in ((one, other), (other, one)):
         if "mix" in hooks_of(mixer) and not owner.objective_takes_mixed:
             assert len(owner.why_not_mixed) > 10

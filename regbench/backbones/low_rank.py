@@ -196,16 +196,16 @@ def factorise(
         raise unknown("init", init, INITS)
     if skip_first < 0:
         raise UserError(f"skip_first={skip_first}: a number of layers, 0 or more.")
-    layers = [m for m in network.modules() if type(m) in (nn.Linear, nn.Conv2d)]
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     chosen = layers[skip_first : len(layers) - 1 if skip_last else None]
-    chosen = [m for m in chosen if isinstance(m, nn.Linear) or m.groups == 1]
+    chosen = [m for m in chosen if type(m) is nn.Linear or (type(m) is nn.Conv2d and m.groups == 1)]
     if not pointwise:
         chosen = [m for m in chosen if isinstance(m, nn.Linear) or m.kernel_size != (1, 1)]
     if not chosen:
         raise UserError(
             f"None of the network's {len(layers)} linear layers and convolutions can be put into factors "
-            f"(skip_first={skip_first}, skip_last={skip_last}; grouped convolutions can't). Take another backbone, "
-            "or skip fewer."
+            f"(skip_first={skip_first}, skip_last={skip_last}; grouped convolutions can't, nor reparameterised ones). "
+            "Take another backbone, or skip fewer."
         )
     replace_modules(network, {layer: low_rank(layer, init) for layer in chosen})
     if len(chosen) < len(layers):

@@ -49,7 +49,8 @@ class Samples:
 
 @dataclass
 class SampleSets:
-    """What a `load` function returns.
+    """What a `load(root, *, …, seed=0)` function returns. Where it generates, `seed` is of the stream "data"; the
+    fingerprint is asked for without one.
 
     Args:
         train, val, test: the splits, of the same fields; val None where there is none.

@@ -191,7 +191,7 @@ def _job_overrides(run: PlannedRun, plan: Plan, request: Request, runs_dir: Path
         f"run_group={quoted_value(f'{plan.table.key}/{plan.scale}')}",
         f"run_tags=[{cells}]",
         f"hydra.sweep.dir={quoted_value(str(runs_dir))}",
-        f"hydra.sweep.subdir={run.hash}",
+        f"hydra.sweep.subdir={quoted_value(run.hash)}",  # 0e60290527173673 would be a number
         "hydra.job_logging.root.handlers=[file]",
     ]
 

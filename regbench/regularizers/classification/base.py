@@ -6,7 +6,7 @@ method consists of them, methods stack: `stack` puts others, each with its own o
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -75,11 +75,13 @@ class ClassificationMethod(Method):
             it then neither stacks nor takes others on top.
         objective_takes_mixed: whether `objective` can take a batch that another method has mixed.
         why_not_mixed: the reason where it can't, a clause.
+        replaces_layers: whether it puts other layers in the place of the network's.
     """
 
     owns_loop: ClassVar[bool] = False
     objective_takes_mixed: ClassVar[bool] = True
     why_not_mixed: ClassVar[str] = ""
+    replaces_layers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -256,7 +258,13 @@ def check_stack(host: type[ClassificationMethod], parts: Mapping[str, type[Metho
             raise UserError(f"{one} and {other} both mix the batch; stack at most one method that does.")
         if "objective" in both:
             raise UserError(f"{one} and {other} both own the objective; stack at most one method that does.")
-    for mixer, owner in ((a, b) for a in members for b in members if a != b):
+    for one, other in permutations(members, 2):
+        if members[one].replaces_layers and "reparameterise" in hooks_of(members[other]):
+            raise UserError(
+                f"{one} puts other layers in the place of those whose weights {other} reparameterises; stack at most "
+                "one of them."
+            )
+    for mixer, owner in permutations(members, 2):
         if "mix" in hooks_of(members[mixer]) and not members[owner].objective_takes_mixed:
             reason = members[owner].why_not_mixed
             raise UserError(f"{owner} can't be combined with {mixer}, which mixes the batch: {reason}.")

@@ -1,26 +1,28 @@
 """Pufferfish: a network that was trained for a while is cut to low rank by SVD, and trained on. A baseline."""
 
-import copy
 from typing import ClassVar
 
 from torch import nn
 
-from regbench.backbones.low_rank import factorise, layers_of, plain
+from regbench.backbones.backbone import as_backbone
+from regbench.backbones.low_rank import factorise, layers_of, replace_modules
 from regbench.errors import UserError
 from regbench.functional.low_rank import rank_at, smaller_as_pair
 from regbench.registry import Paper, register
 from regbench.regularizers.compression.base import CompressionMethod
 
 
-def cut_by_svd(network: nn.Module, share: float, **which) -> nn.Module:
-    """A copy of a network with its layers as pairs of plain layers of rank ⌈share · min(m, n)⌉, the best of that rank.
+def cut_by_svd(network: nn.Module, share: float, **which) -> None:
+    """Makes a network's layers pairs of plain layers of rank ⌈share · min(m, n)⌉, the best of that rank, in place.
 
     A layer that a pair of this rank would not make smaller stays one layer, and keeps its full rank.
 
     Args:
         which: which layers, see `regbench.backbones.low_rank.factorise`.
 
-    >>> cut_by_svd(nn.Sequential(nn.Linear(8, 12)), 0.25)
+    >>> network = nn.Sequential(nn.Linear(8, 12))
+    >>> cut_by_svd(network, 0.25)
+    >>> network
     Sequential(
       (0): Sequential(
         (inner): Linear(in_features=8, out_features=2, bias=False)
@@ -28,12 +30,12 @@ def cut_by_svd(network: nn.Module, share: float, **which) -> nn.Module:
       )
     )
     """
-    network = copy.deepcopy(network)
     factorise(network, **which)
-    for layer in layers_of(network).values():
+    layers = layers_of(network).values()
+    for layer in layers:
         rank = rank_at(layer.full_rank, share)
         layer.cut = rank if smaller_as_pair(rank, *layer.sizes) else None
-    return plain(network)
+    replace_modules(network, {layer: layer.plain() for layer in layers})
 
 
 @register(
@@ -61,6 +63,7 @@ class Pufferfish(CompressionMethod):
     """
 
     artifacts: ClassVar[tuple[str, ...]] = ("warmup",)
+    replaces_layers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -74,10 +77,12 @@ class Pufferfish(CompressionMethod):
         pointwise: bool = False,
         **base,
     ):
-        super().__init__(backbone, num_classes, **base)
+        network = as_backbone(backbone)
+        network.load_state_dict(as_backbone(warmup).state_dict())
+        # Before what is stacked: a stacked method may reparameterise the weights.
+        super().__init__(network, num_classes, **base)
         if not 0 < share <= 1:
             raise UserError(f"pufferfish needs a share in (0, 1]; it got share={share}.")
         self.share = share
         which = {"skip_first": skip_first, "skip_last": skip_last, "pointwise": pointwise}
-        self.backbone.load_state_dict(warmup.state_dict())
-        self.backbone.network = cut_by_svd(self.backbone.network, share, **which)
+        cut_by_svd(self.backbone.network, share, **which)

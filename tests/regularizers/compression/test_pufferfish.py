@@ -1,5 +1,7 @@
 """Pufferfish: what is kept is the best of its rank, and the sizes are those of the paper's networks."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -12,11 +14,17 @@ from regbench.regularizers.compression.pufferfish import Pufferfish, cut_by_svd
 from support import read_result
 
 
+def copied_and_cut(network: nn.Module, share: float, **which) -> nn.Module:
+    network = copy.deepcopy(network)
+    cut_by_svd(network, share, **which)
+    return network
+
+
 def test_the_pair_is_the_best_of_its_rank():
     """Eckart and Young: the squared error is the sum of the squares of the singular values that are left out."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(12, 8))
-    made = cut_by_svd(network, 0.25)[0]
+    made = copied_and_cut(network, 0.25)[0]
     assert made.inner.weight.shape == (2, 12)
     s = torch.linalg.svdvals(network[0].weight)
     error = (made.outer.weight @ made.inner.weight - network[0].weight).square().sum()
@@ -28,8 +36,8 @@ def test_a_layer_that_a_pair_would_not_make_smaller_stays_whole():
     """16 × 10 breaks even at rank 6.2."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(10, 16))
-    assert isinstance(cut_by_svd(network, 0.6)[0], nn.Sequential)
-    whole = cut_by_svd(network, 0.7)[0]
+    assert isinstance(copied_and_cut(network, 0.6)[0], nn.Sequential)
+    whole = copied_and_cut(network, 0.7)[0]
     assert type(whole) is nn.Linear
     torch.testing.assert_close(whole.weight, network[0].weight, rtol=1e-4, atol=1e-5)
 
@@ -40,7 +48,7 @@ def test_a_resnet_at_a_quarter_of_the_rank():
     torch.manual_seed(0)
     node = dict(compose_config(["backbone=resnet18_cifar", "backbone.width=16"]).backbone)
     network = backbones.build(node, shape=(3, 32, 32), num_classes=10).network
-    cut = cut_by_svd(network, 0.25, skip_first=3, skip_last=True, pointwise=False)
+    cut = copied_and_cut(network, 0.25, skip_first=3, skip_last=True, pointwise=False)
     saved = 0
     shapes = [(16, 16), (16, 16), (16, 32), *3 * [(32, 32)], (32, 64), *3 * [(64, 64)], (64, 128)]
     for inputs, channels in [*shapes, *3 * [(128, 128)]]:
