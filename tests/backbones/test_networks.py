@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "backbone"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 # Those that classify no images, or route them by value (not on the meta device): modules of regbench/backbones, each
 # with tests of its own.
-ELSEWHERE = ("autoencoder", "differential_equations", "graph", "modular", "moe", "unet")
+ELSEWHERE = ("autoencoder", "differential_equations", "dncnn", "graph", "lpn", "modular", "moe", "unet")
 OTHERS = [
     name
     for name in NAMES
