@@ -28,21 +28,23 @@ def build(config: Mapping[str, Any], *, shape: tuple[int, ...], num_classes: int
     """
     options = {key: value for key, value in config.items() if key not in ("_target_", "name")}
     name = config.get("name") or config["_target_"]
-    network = call(config["_target_"], options, shape, num_classes, name)
-    if "edges" in inspect.signature(network.forward).parameters:
-        return _try_on_graph(network, shape, num_classes, name)
-    backbone = as_backbone(network)
-    if isinstance(backbone.network, nn.Identity):  # of a method without a network
-        return backbone
-
     item = "image" if len(shape) == 3 else "sample"
     what = f"Backbone '{name}' with {'x'.join(map(str, shape))} {item}s and {num_classes} classes"
-    advice = "Choose a backbone for such samples; the regularizer's own config names one."
+    advice = "Choose a backbone for such samples: the regularizer's own config names one; for graphs gcn, gat or erase_gat."
     if item == "image":
         advice = (
             "Choose a backbone for this image size (small_cnn, resnet18_cifar and small_vit take 8x8 and more),"
             " options that fit it (e.g. patch_size), or another dataset.image_size."
         )
+    try:
+        network = call(config["_target_"], options, shape, num_classes, name)
+    except IndexError as error:  # a network of images reads their size
+        raise UserError(f"{what} can't be made: {_first_line(error)}. {advice}") from error
+    if len(shape) == 1 and "edges" in inspect.signature(network.forward).parameters:
+        return _try_on_graph(network, shape, num_classes, name)
+    backbone = as_backbone(network)
+    if isinstance(backbone.network, nn.Identity):  # of a method without a network
+        return backbone
     backbone.eval()
     try:
         with torch.no_grad():

@@ -335,7 +335,7 @@ def test_networks_that_do_not_fit():
         erase_encoder(4, layer="gta")
     with pytest.raises(UserError, match="last_norm"):
         erase_encoder(4, last_norm="l3")
-    with pytest.raises(UserError, match="Choose a backbone for graphs"):
+    with pytest.raises(UserError, match="for graphs gcn, gat or erase_gat"):
         build({"_target_": "regbench.backbones.small.mlp", "name": "mlp"}, shape=(4,), num_classes=2)
     with pytest.raises(UserError, match="with 1x8x8 images"):
         build({"_target_": "regbench.backbones.graph.gcn", "name": "gcn"}, shape=(1, 8, 8), num_classes=2)
