@@ -30,7 +30,7 @@ def build(config: Mapping[str, Any], *, shape: tuple[int, ...], num_classes: int
     name = config.get("name") or config["_target_"]
     item = "image" if len(shape) == 3 else "sample"
     what = f"Backbone '{name}' with {'x'.join(map(str, shape))} {item}s and {num_classes} classes"
-    advice = "Choose a backbone for such samples: the regularizer's own config names one; for graphs gcn, gat or erase_gat."
+    advice = "Choose a backbone for such samples: the regularizer's config names one; for graphs gcn, gat or erase_gat."
     if item == "image":
         advice = (
             "Choose a backbone for this image size (small_cnn, resnet18_cifar and small_vit take 8x8 and more),"

@@ -1,0 +1,1 @@
+"""Restoration of images and of vectors with a learned denoiser or proximal operator."""
