@@ -50,7 +50,9 @@ def test_the_exported_network_gives_the_same_outputs_without_regbench(train, tmp
 
 
 def test_a_network_of_samples_is_exported_too(train, capsys):
-    _, folder = train("regularizer=grokking", "dataset.p=7", "trainer.max_epochs=1", "logger=none", "progress=none")
+    _, folder = train(
+        "regularizer=grokking", "dataset.p=7", "trainer.max_epochs=1", "logger=none", "progress=none"
+    )
     assert cli.main(["export", str(folder)]) == 0
     assert "state_dict of modular_mlp for samples of 2 and 7 outputs" in capsys.readouterr().out
     assert torch.load(folder / "model.pt", weights_only=True)["first.weight"].shape == (14, 500)
