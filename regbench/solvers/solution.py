@@ -100,7 +100,7 @@ class Controller:
         """The next step's size after an accepted step of size h.
 
         >>> round(Controller(order=5).accepted(1.0, 1.0), 6)  # 0.9 · (1e-4)^0.08
-        0.430777
+        0.430767
         """
         q = error ** (0.7 / self.order) / self.old ** (0.4 / self.order) / 0.9
         self.old = max(error, 1e-4)
