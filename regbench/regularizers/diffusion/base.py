@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from regbench import seeding
 from regbench.backbones.backbone import as_backbone
 from regbench.errors import UserError
 from regbench.functional.diffusion import alpha_bars, ddim_shares, denoised, noised, time_grid
+from regbench.metrics.pictures import Means, picture_quality
 from regbench.regularizers.base import Method, batch_fields
 from regbench.regularizers.diffusion import operators
 
@@ -82,7 +81,7 @@ class NoisePredictor(Method):
         self.register_buffer(
             "alpha_bar", torch.tensor(alpha_bars(TIMES, FIRST_BETA, LAST_BETA)).float(), persistent=False
         )
-        self._means: dict[str, MeanMetric] = {}
+        self._means = Means()
 
     @torch.no_grad()
     def sample(
@@ -119,18 +118,13 @@ class NoisePredictor(Method):
         time = (draws.uniform()[:, 0, 0, 0] * len(self.alpha_bar)).long()
         ab, noise = self.alpha_bar[time].view(-1, 1, 1, 1), draws.normal()
         found = noise_of(self.backbone.network, noised(x, noise, ab), time)
-        mean = self._means.setdefault(split, MeanMetric().to(x.device))
-        mean.update((found - noise).pow(2).mean(), weight=len(x))
+        self._means.add({f"{split}/mse": (found - noise).pow(2).mean()}, len(x))
 
     def on_validation_epoch_end(self) -> None:
-        self._finish("val")
+        self.log_dict(self._means.finish())
 
     def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, split: str) -> None:
-        if (mean := self._means.pop(split, None)) is not None:
-            self.log(f"{split}/mse", mean.compute())
+        self.log_dict(self._means.finish())
 
 
 def backwards(times: Sequence[int]) -> list[tuple[int, int]]:
@@ -172,7 +166,7 @@ class RestorationMethod(Method):
         self.degradation = operators.check(degradation)
         self.bars = alpha_bars(TIMES, FIRST_BETA, LAST_BETA)
         self.times = time_grid(steps, TIMES)
-        self._means: dict[str, MeanMetric] = {}
+        self._means = Means()
 
     # -- what a method overrides -----------------------------------------------------------------------------------
 
@@ -227,19 +221,8 @@ class RestorationMethod(Method):
             with torch.enable_grad():
                 found = self.restore(y, operator, draws).detach()
             residual = (y - operator.A(found)).pow(2).flatten(1).mean(1).sqrt()
-            picture = ((found + 1) / 2).clamp(0, 1)
-            target = (x + 1) / 2
-            values = {
-                "psnr": peak_signal_noise_ratio(picture, target, data_range=1.0, dim=(1, 2, 3)),
-                "ssim": structural_similarity_index_measure(picture, target, data_range=1.0),
-                "residual": residual.mean(),
-            }
-        for name, value in values.items():
-            mean = self._means.setdefault(name, MeanMetric().to(x.device))
-            mean.update(value, weight=len(x))
-
-    def on_test_epoch_start(self) -> None:
-        self._means.clear()
+            values = picture_quality((found + 1) / 2, (x + 1) / 2) | {"residual": residual.mean()}
+        self._means.add(values, len(x))
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": mean.compute() for name, mean in self._means.items()})
+        self.log_dict({f"test/{name}": value for name, value in self._means.finish().items()})

@@ -2,7 +2,7 @@
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 
 from regbench.errors import UserError
@@ -61,24 +61,7 @@ class BetaTCVAE(GaussianAutoencoder):
         clip_value: largest size of an entry of the weights' gradients; None clips none.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        latents: int = 8,
-        beta: float = 3.0,
-        weight_decay: float = 0.0,
-        clip_value: float | None = 1.0,
-        **base,
-    ):
-        super().__init__(
-            backbone, num_classes, latents=latents, weight_decay=weight_decay, clip_value=clip_value, **base
-        )
-        if beta < 0:
-            raise UserError(f"regularizer.beta={beta} must be at least 0.")
-        self.beta = beta
-        self.train_size = 0
+    train_size = 0  # number of training images; `on_data` sets it
 
     def on_data(self, train_size: int) -> None:
         self.train_size = train_size

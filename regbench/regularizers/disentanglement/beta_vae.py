@@ -1,8 +1,7 @@
 """β-VAE: a variational autoencoder with more weight on the divergence from the prior (Higgins et al. 2017)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from regbench.errors import UserError
 from regbench.registry import Paper, register
 from regbench.regularizers.disentanglement.base import Latent
 from regbench.regularizers.disentanglement.gaussian import GaussianAutoencoder
@@ -39,24 +38,6 @@ class BetaVAE(GaussianAutoencoder):
         weight_decay: of weights, decoupled.
         clip_value: largest size of an entry of the weights' gradients; None clips none.
     """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        latents: int = 8,
-        beta: float = 3.0,
-        weight_decay: float = 0.0,
-        clip_value: float | None = 1.0,
-        **base,
-    ):
-        super().__init__(
-            backbone, num_classes, latents=latents, weight_decay=weight_decay, clip_value=clip_value, **base
-        )
-        if beta < 0:
-            raise UserError(f"regularizer.beta={beta} must be at least 0.")
-        self.beta = beta
 
     def penalty(self, latent: Latent, image: Tensor) -> Tensor:
         # The cross entropy is the mean over the pixels, so the divergence is divided by their number.

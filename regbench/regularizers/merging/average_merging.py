@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from regbench.registry import register
 from regbench.regularizers.merging.base import MergingMethod, Parameters, average
 
@@ -17,29 +15,6 @@ class AverageMerging(MergingMethod):
         models: two or more, the target's first; `artifacts.model_1`, `artifacts.model_2` … say which runs make them.
         coefficients, search, merge_head, batchnorm_images: as in `MergingMethod`.
     """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        models: Sequence[nn.Module],
-        coefficients: Sequence[float] | None = None,
-        search: int = 51,
-        merge_head: bool = False,
-        batchnorm_images: int = 512,
-        **base,
-    ):
-        super().__init__(
-            backbone,
-            num_classes,
-            models=models,
-            coefficients=coefficients,
-            search=search,
-            merge_head=merge_head,
-            batchnorm_images=batchnorm_images,
-            **base,
-        )
 
     def merged(self, coefficients: Sequence[float]) -> Parameters:
         return average(self.mergeable, coefficients)

@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from regbench import seeding
 from regbench.errors import UserError, unknown
@@ -20,6 +18,7 @@ from regbench.functional.proximal import (
     prior_of_output,
     proximal_gradient,
 )
+from regbench.metrics.pictures import Means, picture_quality
 from regbench.regularizers.base import Method, batch_fields
 
 # Raised when a change in this file changes numbers: the family's finished runs are then run again.
@@ -34,33 +33,6 @@ def noise_like(image: Tensor, seed: int, stream: str, index: Tensor) -> Tensor:
         torch.randn(image.shape[1:], generator=seeding.generator(seed, stream, i)) for i in index.tolist()
     ]
     return torch.stack(rows).to(image)
-
-
-def picture_quality(found: Tensor, image: Tensor) -> dict[str, Tensor]:
-    """PSNR in dB and SSIM of pictures with pixels in [0, 1]: means over the pictures."""
-    found = found.clamp(0, 1)
-    return {
-        "psnr": peak_signal_noise_ratio(found, image, data_range=1.0, dim=(1, 2, 3)),
-        "ssim": structural_similarity_index_measure(found, image, data_range=1.0),
-    }
-
-
-class Means:
-    """Means over the samples of an epoch, by name."""
-
-    def __init__(self):
-        self.metrics: dict[str, MeanMetric] = {}
-
-    def add(self, values: Mapping[str, Tensor], weight: int) -> None:
-        """Adds the means over `weight` samples."""
-        for name, value in values.items():
-            self.metrics.setdefault(name, MeanMetric().to(value.device)).update(value, weight=weight)
-
-    def finish(self) -> dict[str, Tensor]:
-        """The means; starts anew."""
-        found = {name: metric.compute() for name, metric in self.metrics.items()}
-        self.metrics.clear()
-        return found
 
 
 class DenoisingMethod(Method):

@@ -262,7 +262,7 @@ def test_metrics_by_hand():
 
     solver = Off(nn.Identity(), 0, prior=nn.Identity(), degradation={"kind": "denoising"})
     solver.test_step({"image": torch.rand(3, 1, 16, 16) * 0.8, "index": torch.arange(3)}, 0)
-    found = {name: mean.compute().item() for name, mean in solver._means.items()}
+    found = {name: value.item() for name, value in solver._means.finish().items()}
     assert found["psnr"] == pytest.approx(20.0, abs=1e-3)
     assert found["residual"] == pytest.approx(0.2, abs=1e-5)
     assert 0.5 < found["ssim"] < 1
