@@ -1,17 +1,32 @@
 """Shared by all tests: one thread each (two workers share two cores), and no W&B account or proxy of the machine's."""
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
+
+# Before torch reads it, and for every program that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# isort: split
 import torch
 
 import regbench.torchvision_schemas  # noqa: F401  before Lightning, which imports torchvision
 
 # isort: split
+import warm
 from support import ROOT
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays: Python's garbage collection need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +59,16 @@ def train(tmp_path, monkeypatch):
 
 @pytest.fixture
 def command(tmp_path):
-    """Runs `python train.py …` as a user does, in another process: command(…) → CompletedProcess."""
+    """Runs `python train.py …` in another process: command(…) → CompletedProcess.
 
-    def call(*arguments: str, program: tuple[str, ...] = (str(ROOT / "train.py"),), **options):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    `program` is another one for a new interpreter: command("--help", program=("-m", "regbench")).
+    """
+
+    def call(*arguments: str, program: tuple[str, ...] = (), env: Mapping[str, str] = MappingProxyType({})):
+        environment = {**os.environ, **env}
+        if not program:
+            return warm.run(ROOT / "train.py", arguments, cwd=tmp_path, environment=environment)
         return subprocess.run([sys.executable, *program, *arguments], cwd=tmp_path, capture_output=True, text=True,
-                              env=environment, timeout=300, **options)  # fmt: skip
+                              env=environment, timeout=300)  # fmt: skip
 
     return call

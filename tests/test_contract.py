@@ -43,14 +43,6 @@ def test_two_steps_from_the_default_config_twice(train, slug):
 
 
 @pytest.mark.parametrize("slug", METHODS)
-def test_composes_with_every_accelerator(slug):
-    for accelerator in sorted(p.stem for p in (configs_dir() / "accelerator").glob("*.yaml")):
-        config = compose_config([f"regularizer={slug}", f"accelerator={accelerator}"])
-        assert config.accelerator.name == accelerator
-        assert OmegaConf.to_container(config, resolve=True)["regularizer"]["name"] == slug
-
-
-@pytest.mark.parametrize("slug", METHODS)
 def test_config_and_constructor_have_the_same_hyperparameters(slug):
     config = OmegaConf.to_container(compose_config([f"regularizer={slug}"]).regularizer, resolve=True)
     assert config.pop("name") == slug
@@ -71,7 +63,8 @@ def test_every_hyperparameter_is_explained(slug):
 
 
 @pytest.mark.parametrize(
-    "group", ["dataset", "backbone", "optimizer", "scheduler", "experiment", "logger", "callbacks"]
+    "group",
+    ["accelerator", "dataset", "backbone", "optimizer", "scheduler", "experiment", "logger", "callbacks"],
 )
 def test_every_config_of_a_group_composes(group):
     folder = configs_dir() / group

@@ -18,8 +18,8 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
     The images are random, of the shape and the number of classes that the dataset's config declares, so nothing is
     read or downloaded; a graph is replaced by a small random one. A set that declares no shape uses its own data: those
     that ship with a package, or are generated. Samples of named fields are its own too, unless its config names a
-    `stand_in` for files that this machine may lack. The network, the method, the optimiser and the accelerator are the
-    run's own; its schedule has no warm-up, which would last longer than two steps.
+    `stand_in`, for files that this machine may lack or a set that takes long to make. The network, the method, the
+    optimiser and the accelerator are the run's own; its schedule has no warm-up, which would last longer than two steps.
 
     Args:
         folder: becomes the run's folder.
@@ -34,7 +34,7 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
     dataset = cfg.dataset
     made_anew = "samples" in dataset.get("datamodule", "")  # generated, or read, by the set's own function
     if made_anew:
-        if (stand_in := dataset.get("stand_in")) is not None:  # for files that this machine may lack
+        if (stand_in := dataset.get("stand_in")) is not None:
             dataset.load = stand_in
         if dataset.batch_size is not None:
             dataset.batch_size = BATCH

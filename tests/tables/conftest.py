@@ -4,14 +4,13 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+import warm
 from support import ROOT
 
 METHODS = '''
@@ -138,7 +137,6 @@ class Sweeps:
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(plugin), str(ROOT), os.environ.get("PYTHONPATH")])
             ),
-            "OMP_NUM_THREADS": "1",
             "SWEEP_TEST_NOTES": str(self.notes),
             "SWEEP_TEST_FAIL": str(self.fail),
         }
@@ -165,16 +163,18 @@ class Sweeps:
         path.write_text(yaml.safe_dump(text, sort_keys=False))
         return f"table={path}"
 
-    def start(self, *arguments: str, runs="runs", logger="none") -> subprocess.Popen:
-        """`regbench reproduce scale=tiny …` in a process group of its own."""
+    def start(self, *arguments: str, runs="runs", logger="none") -> warm.Program:
+        """`python scripts/reproduce.py scale=tiny …` in a process group of its own; its errors are in its output."""
         own = ["scale=tiny", f"runs_dir={self.folder / runs}", f"reports_dir={self.folder / 'reports'}"]
         if logger:
             own.append(f"logger={logger}")
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *own, *arguments],
-            cwd=self.folder, env=self.environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        return warm.Program(
+            ROOT / "scripts" / "reproduce.py",
+            (*own, *arguments),
+            cwd=self.folder,
+            environment=self.environment,
+            merge=True,
+        )
 
     def run(self, *arguments: str, expect=0, **options) -> str:
         """The whole output of a sweep that ends with the exit code `expect`."""

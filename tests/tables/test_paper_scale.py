@@ -1,8 +1,8 @@
 """Every cell of every table at scale paper: it composes, and takes two steps on the paper's shapes.
 
-By default each method and each network take their steps once, in whatever company, and the slow networks with one
-method only: half an hour of them is for REGBENCH_EVERY_CELL=1, where each combination does. Run that for the tables
-that you add or change:
+By default each method that meets the network and each network take their steps once, in whatever company, and the
+slow networks none: half an hour is for REGBENCH_EVERY_CELL=1, where each combination takes them. Run that for the
+tables that you add or change:
 
     REGBENCH_EVERY_CELL=1 python -m pytest tests/tables/test_paper_scale.py -k <slug>
 """
@@ -24,7 +24,7 @@ from regbench.tables.two_steps import two_steps
 ROWS = [(key, row) for key in table_files() for row in load_table(key).rows]
 CPU = ["accelerator=cpu", "accelerator.threads=1"]
 OUTSIDE = {"mix", "objective"}  # hooks that see images and logits, and not the network
-# Their steps take up to half a minute: by default one run of a network is enough, whatever the methods.
+# Their steps take up to half a minute: by default their own tests (tests/backbones) are enough.
 SLOW = ("timm", "vgg19_cifar", "wide_resnet_28_10", "wide_resnet_28_8", "wide_resnet_40_10", "pyramidnet200",
         "resnext29_8x64d", "resnext50_32x4d_cifar", "resnet101_cifar", "densenet121_cifar")  # fmt: skip
 tried: set[str] = set()  # what has taken its steps in this process
@@ -38,24 +38,30 @@ def without_numbers(node: Any) -> Any:
 
 
 def parts(run: PlannedRun) -> set[str]:
-    """What works in one run and may fail in another: the method with its stack and measures, the network on its data.
+    """What works in one run and may fail in another: methods, with the run's measures, and the network on its data.
 
-    With REGBENCH_EVERY_CELL=1 both together are one part, but for a method that only mixes images or makes a loss of
-    the logits: it never meets the network. (Manifold mixup does meet it.)
+    With REGBENCH_EVERY_CELL=1 all together are one part, but for a method that only mixes images or makes a loss of
+    the logits: it never meets the network. (Manifold mixup does meet it.) By default such a method takes no steps here:
+    tests/test_contract.py has them.
     """
     config = run.config
-    regularizer = without_numbers(config["regularizer"])
-    method = [regularizer, without_numbers(config["stack"]), sorted(config["callbacks"])]
+    measures = sorted(config["callbacks"])
+    regularizer, stack = (without_numbers(config[group]) for group in ("regularizer", "stack"))
     network = [
         without_numbers(config["backbone"]),
         *(config["dataset"].get(key) for key in ("shape", "image_size")),
     ]
-    hooks = hooks_of(registry.load(regularizer["name"])) if not config["stack"] else set()
+    hooks = hooks_of(registry.load(regularizer["name"])) if not stack else set()
     outside = hooks and hooks <= OUTSIDE
     outside = outside and "manifold_mixup" not in (regularizer["name"], regularizer.get("policy"))
-    if os.environ.get("REGBENCH_EVERY_CELL") and not outside:
-        return {json.dumps([method, network], sort_keys=True)}
-    found = [network] if config["backbone"]["name"] in SLOW else [method, network]
+    if os.environ.get("REGBENCH_EVERY_CELL"):
+        method = [regularizer, stack, measures]
+        found = [method, network] if outside else [[method, network]]
+    elif config["backbone"]["name"] in SLOW:
+        found = []
+    else:
+        alone = [] if outside else [[regularizer, measures]]
+        found = [*alone, *([member] for member in stack), network]
     return {json.dumps(part, sort_keys=True) for part in found}
 
 

@@ -5,7 +5,6 @@ import hashlib
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import warm
 from regbench.tables.plan import composer, make_plan
 from regbench.tables.spec import load_table
 from regbench.tables.sweep import Request, run_plan
@@ -110,12 +110,16 @@ def test_two_sweeps_at_once_make_the_shared_teacher_once(sweeps):
 def test_train_makes_a_missing_artifact_first_and_says_so(sweeps):
     own = ["regularizer=distil", "accelerator.threads=1", "trainer.max_epochs=1", "logger=none"]
     maker = "++artifacts.teacher.overrides=['regularizer=teacher','trainer.max_epochs=1']"
-    command = [sys.executable, str(ROOT / "train.py"), *own, maker]
-    options = {"cwd": sweeps.folder, "env": sweeps.environment, "capture_output": True, "text": True}
-    first = subprocess.run(command, **options)
+
+    def train(*arguments: str):
+        return warm.run(
+            ROOT / "train.py", (*own, *arguments), cwd=sweeps.folder, environment=sweeps.environment
+        )
+
+    first = train(maker)
     assert first.returncode == 0, first.stderr
     assert "The teacher is not there yet: it is trained first" in first.stdout + first.stderr
-    again = subprocess.run(command, **options)
+    again = train(maker)
     assert again.returncode == 0
     assert "trained first" not in again.stdout + again.stderr
     assert sweeps.noted().count("teacher") == 1
@@ -124,8 +128,8 @@ def test_train_makes_a_missing_artifact_first_and_says_so(sweeps):
     file = made / read_result(made)["tested"][0]
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
     given = [f"++artifacts.teacher.file={file}", f"++artifacts.teacher.sha256={sha}"]
-    assert subprocess.run([*command[:-1], *given], **options).returncode == 0
-    wrong = subprocess.run([*command[:-1], given[0], f"++artifacts.teacher.sha256={'0' * 64}"], **options)
+    assert train(*given).returncode == 0
+    wrong = train(given[0], f"++artifacts.teacher.sha256={'0' * 64}")
     assert wrong.returncode == 2
     assert sha in wrong.stderr
 
