@@ -19,7 +19,7 @@ def two_steps(run: PlannedRun, folder: Path, runs: Mapping[str, PlannedRun]) -> 
     read or downloaded; a graph is replaced by a small random one. A set that declares no shape uses its own data: those
     that ship with a package, or are generated. Samples of named fields are its own too, unless its config names a
     `stand_in`, for files that this machine may lack or a set that takes long to make. The network, the method, the
-    optimiser and the accelerator are the run's own; its schedule has no warm-up, which would last longer than two steps.
+    optimiser and the accelerator are the run's own; its schedule has no warm-up, which would outlast two steps.
 
     Args:
         folder: becomes the run's folder.

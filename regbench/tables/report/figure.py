@@ -50,8 +50,9 @@ def comparison(results: dict[str, Any]) -> "Figure | None":
     can't be compared: two panels share the rows, each with an axis of its own. A column of another quantity than the
     table's metric, such as a difference of two runs, is left out where others are not. None where there is no value.
     """
-    of_metric = {cell["column"] for cell in results["cells"] if cell["reduction"] in (results["metric"], "")}
-    shown = [column for column in results["columns"] if column["key"] in of_metric] or results["columns"]
+    of_metric = {cell["column"] for cell in results["cells"] if cell["reduction"] == results["metric"]}
+    of_another = {cell["column"] for cell in results["cells"] if cell["reduction"]} - of_metric
+    shown = [column for column in results["columns"] if column["key"] not in of_another] or results["columns"]
     keys = {column["key"] for column in shown}
     cells = [cell for cell in results["cells"] if cell["column"] in keys]
     results = {**results, "columns": shown, "cells": cells}
@@ -65,9 +66,18 @@ def comparison(results: dict[str, Any]) -> "Figure | None":
     apart = published and measured and results["scale"] != "paper"
     rows, columns = results["rows"], results["columns"]
     step = min(0.25 + 0.06 * len(columns), 0.75)
-    height = step * len(rows) + 0.9 + (0.3 if len(columns) > 1 else 0)
+    width = 8.0 if apart else 6.4
+    longest = max(len(column["label"]) for column in columns)
+    side_by_side = max(
+        1, min(len(columns), 4, int(width / (0.5 + 0.07 * longest)))
+    )  # in inches, a letter has 0.07
+    height = (
+        step * len(rows)
+        + 0.9
+        + (0.1 + 0.2 * math.ceil(len(columns) / side_by_side) if len(columns) > 1 else 0)
+    )
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.0 if apart else 6.4, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, 1 + apart, sharey=True, squeeze=False)[0]
         unit = UNITS.get(results["unit"], results["unit"])
         for i, ax in enumerate(axes):
@@ -90,7 +100,7 @@ def comparison(results: dict[str, Any]) -> "Figure | None":
         axes[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
         if len(columns) > 1:
-            figure.legend(handles=_keys(columns), loc="outside lower center", ncols=min(len(columns), 4))
+            figure.legend(handles=_keys(columns), loc="outside lower center", ncols=side_by_side)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # else it is laid out anew for each format
     return figure

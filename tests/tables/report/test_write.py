@@ -93,6 +93,28 @@ def test_the_figure_shows_every_value_with_its_spread(results):
     assert bars[1][:, 0] == pytest.approx([91.2 - 0.2828, 91.2 + 0.2828], abs=1e-3)
 
 
+def test_a_column_of_another_quantity_has_no_place_on_the_axis(results):
+    for cell in results["cells"]:
+        if cell["column"] == results["columns"][1]["key"]:  # one of its cells has no run, and so no quantity
+            cell["reduction"] = "test/ssim" if cell["runs"] else ""
+    assert {cell["reduction"] for cell in results["cells"]} > {"", "test/ssim"}
+    published, measured = comparison(results).axes
+    assert [len(line.get_xdata()) for line in published.lines] == [3]
+    assert len(measured.collections) == 1
+
+
+def test_the_legend_stays_within_the_figure(results):
+    for column in results["columns"]:
+        column["label"] = (
+            f"{column['label']}, of half of the pixels with noise of a tenth of their range, in dB"
+        )
+    figure = comparison(results)
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+
+
 def test_learning_curves_compare_the_columns_of_a_row(results):
     drawn = curves(results)
 
