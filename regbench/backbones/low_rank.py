@@ -19,7 +19,7 @@ from regbench.functional.low_rank import smaller_as_pair, svd_factors
 
 log = logging.getLogger("regbench")
 
-INITS = ("svd", "random")
+INITS = ("svd", "random", "whole")
 
 
 class LowRank(nn.Module):
@@ -68,6 +68,14 @@ class LowRank(nn.Module):
         """Chooses the components that are left: bool (r,)."""
         self.kept.copy_(kept)
         self._look()
+
+    @torch.no_grad()
+    def decompose(self, rank: int) -> None:
+        """Makes the factors those of the singular value decomposition of W, and keeps its first components."""
+        u, v = svd_factors(self.weight.flatten(1).float())
+        self.outer.weight.copy_(u.T.view_as(self.outer.weight))
+        self.inner.weight.copy_(v.view_as(self.inner.weight))
+        self.keep(torch.arange(self.full_rank, device=self.kept.device) < rank)
 
     @torch.no_grad()
     def plain(self) -> nn.Module:
@@ -135,11 +143,17 @@ def low_rank(layer: nn.Linear | nn.Conv2d, init: str = "svd") -> LowRank:
     """The layer in factors of full rank, min(m, n), with its own bias.
 
     Args:
-        init: svd (the layer computes what it did) or random (PyTorch's initialisation of both factors).
+        init: svd (the layer computes what it did), random (PyTorch's initialisation of both factors) or whole (the
+            factor that is as large as the weight is the weight, and the other one, a square, is the identity).
     """
     weight = layer.weight.detach()
-    u, v = svd_factors(weight.flatten(1).float())
-    u, v = u.T.to(weight.dtype), v.to(weight.dtype)
+    if init == "whole":
+        m, n = weight.flatten(1).shape
+        eye = torch.eye(min(m, n), device=weight.device, dtype=weight.dtype)
+        u, v = (eye, weight.flatten(1)) if m <= n else (weight.flatten(1), eye)
+    else:
+        u, v = svd_factors(weight.flatten(1).float())
+        u, v = u.T.to(weight.dtype), v.to(weight.dtype)
     if isinstance(layer, nn.Linear):
         outer, cls = skip_init(nn.Linear, u.shape[1], u.shape[0], device=weight.device), LowRankLinear
     else:
@@ -184,7 +198,7 @@ def factorise(
     torch's own class, reparameterised layers.
 
     Args:
-        init: svd or random, see `low_rank`.
+        init: svd, random or whole, see `low_rank`.
         skip_first: how many of those layers stay as they are, counted from the first that the network registers.
         skip_last: whether the last of them stays as it is.
         pointwise: whether 1 × 1 convolutions are put into factors too.

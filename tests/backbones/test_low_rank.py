@@ -166,6 +166,21 @@ def test_a_layer_that_stands_in_two_places_still_does():
     assert isinstance(net[0], LowRank)
 
 
+@pytest.mark.parametrize("options", [None, *CONVOLUTIONS])
+def test_whole_is_the_layer_itself_and_decomposing_it_cuts_its_svd(options):
+    layer = nn.Linear(9, 6) if options is None else nn.Conv2d(4, 6, **options)
+    x = torch.randn(2, 9) if options is None else torch.randn(2, 4, 9, 9)
+    factors = low_rank(layer, "whole")
+    assert torch.equal(factors.weight, layer.weight)
+    torch.testing.assert_close(factors(x), layer(x), rtol=1e-4, atol=1e-6)
+    square = factors.outer if layer.weight[0].numel() >= 6 else factors.inner
+    assert torch.equal(square.weight.flatten(1), torch.eye(factors.full_rank))
+    factors.decompose(2)
+    assert factors.rank == 2
+    p, s, qt = torch.linalg.svd(layer.weight.flatten(1), full_matrices=False)
+    torch.testing.assert_close(factors.weight.flatten(1), p[:, :2] * s[:2] @ qt[:2], rtol=1e-4, atol=1e-5)
+
+
 def test_a_random_start_keeps_the_bias_and_differs():
     layer = nn.Linear(6, 5)
     one, other = low_rank(layer, "random"), low_rank(layer, "random")

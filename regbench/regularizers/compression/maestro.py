@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from regbench.backbones.backbone import Backbone
-from regbench.backbones.low_rank import cut_to, factorise, layers_of, macs_by_rank, plain
+from regbench.backbones.low_rank import cut_to, layers_of
 from regbench.errors import UserError, unknown
 from regbench.functional.low_rank import group_lasso, importance, rank_pairs
 from regbench.registry import Paper, register
 from regbench.regularizers.base import batch_fields
-from regbench.regularizers.compression.base import CompressionMethod
+from regbench.regularizers.compression.base import LowRankMethod
 
 SAMPLERS = ("per_layer", "across_layers", "none")
+INITS = ("svd", "random")
 LAST = 10  # epochs at the end whose weights a run may test without having validated them
 
 
@@ -66,7 +66,7 @@ def shrink(network: nn.Module, threshold: float, hierarchical: bool = True) -> N
         code="https://github.com/SamuelHorvath/Maestro-LoD",
     ),
 )
-class Maestro(CompressionMethod):
+class Maestro(LowRankMethod):
     """Training layers in factors whose ranks are sampled, with a hierarchical group lasso, finds each layer's rank at
     little cost in accuracy, and gives one network that can be cut to many sizes without further training.
 
@@ -104,6 +104,8 @@ class Maestro(CompressionMethod):
         super().__init__(backbone, num_classes, **base)
         if sampler not in SAMPLERS:
             raise unknown("sampler of maestro", sampler, SAMPLERS)
+        if init not in INITS:
+            raise unknown("init of maestro", init, INITS)
         if lasso < 0 or (threshold is not None and threshold < 0):
             raise UserError(
                 f"maestro needs lasso >= 0 and threshold >= 0 (null drops nothing); it got lasso={lasso}, "
@@ -115,13 +117,8 @@ class Maestro(CompressionMethod):
             )
         self.sampler, self.full_pass, self.recalibrate = sampler, full_pass, recalibrate
         self.lasso, self.hierarchical, self.threshold = lasso, hierarchical, threshold
-        factorise(self.backbone.network, init=init, skip_first=skip_first, skip_last=skip_last)
-        self.layers = layers_of(self.backbone.network)
-        # Forward passes of the given network that training's would pay for, and the number of steps.
-        self.register_buffer("spent", torch.zeros(2))
-        self._spent = [0.0, 0]  # of the epoch under way
+        self.put_into_factors(init=init, skip_first=skip_first, skip_last=skip_last)
         self._pairs: Iterator[tuple[int, int]] = iter(())
-        self._macs = None
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -157,39 +154,27 @@ class Maestro(CompressionMethod):
         return ranks
 
     def _count(self, image: Tensor, ranks: Sequence[int | None]) -> None:
-        """Adds what the step's forward passes cost, in passes of the given network."""
-        layers = self.layers.values()
-        if self._macs is None:
-            shape = tuple(image.shape[1:])
-            whole = macs_by_rank(self.backbone.network, shape, deployed=True)
-            self._macs = (
-                macs_by_rank(self.backbone.network, shape),
-                whole([layer.full_rank for layer in layers]),
-            )
-        macs, given = self._macs
-        left = [layer.rank for layer in layers]
-        cost = macs([r if cut is None else min(cut, r) for cut, r in zip(ranks, left, strict=True)])
-        self._spent[0] += (cost + (macs(left) if self.full_pass else 0)) / given
-        self._spent[1] += 1
+        """Notes what the step's forward passes cost."""
+        left = [layer.rank for layer in self.layers.values()]
+        cut = [rank if cut is None else min(cut, rank) for cut, rank in zip(ranks, left, strict=True)]
+        self.spend(self.passes(image, cut, left) if self.full_pass else self.passes(image, cut))
 
     def end_epoch(self) -> None:
         """Drops components below the threshold. For a loop of one's own; RegBench's calls it at each epoch's end."""
+        super().end_epoch()
         if self.threshold is not None:
             shrink(self.backbone, self.threshold, self.hierarchical)
         self._pairs = iter(())
-        self.spent += torch.tensor(self._spent, device=self.spent.device)
-        self._spent = [0.0, 0]
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._pairs = iter(())  # a resumed run knows no more of the epoch before
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
-        # Here, since validation comes before `on_train_epoch_end`.
-        if batch_idx + 1 < self.trainer.num_training_batches:
-            return
-        self.end_epoch()
+        super().on_train_batch_end(outputs, batch, batch_idx)
         epoch, trainer = self.current_epoch, self.trainer
+        if batch_idx + 1 < trainer.num_training_batches:
+            return
         validated = (epoch + 1) % trainer.check_val_every_n_epoch == 0
         if self.recalibrate and (validated or epoch >= trainer.max_epochs - LAST):
             with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -201,25 +186,3 @@ class Maestro(CompressionMethod):
         loader = self.trainer.train_dataloader if data is None else data.train_loader(self.device)
         for batch in islice(loader, self.trainer.num_training_batches):
             yield batch_fields(batch, ("image",))[0].to(self.device)
-
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        self.log("train/rank", self.rank_share())
-
-    # -- evaluation ----------------------------------------------------------------------------------------------
-
-    def rank_share(self) -> float:
-        """The components that are left over all that there were."""
-        layers = self.layers.values()
-        return sum(layer.rank for layer in layers) / sum(layer.full_rank for layer in layers)
-
-    def plain_backbone(self) -> Backbone:
-        return plain(super().plain_backbone())
-
-    def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()
-        self.log("test/rank", self.rank_share())
-        for name, layer in self.layers.items():
-            self.log(f"test/rank_{name.replace('.', '_')}", float(layer.rank))
-        passes, steps = self.spent.tolist()
-        self.log("test/train_macs_ratio", passes / max(steps, 1))
