@@ -86,9 +86,9 @@ def hyperparameters(slug: str) -> list[Hyperparameter]:
     return [Hyperparameter(name, _shown(value), meanings.get(name, "")) for name, value in values.items()]
 
 
-def datasets_with(fields: tuple[str, ...]) -> list[str]:
+def datasets_with(fields: tuple[str, ...], without: tuple[str, ...] = ()) -> list[str]:
     """Names of the datasets, RegBench's and the plug-ins', whose batches have these fields, or can be given them by
-    adapters (`registry.ADAPTERS`).
+    adapters (`registry.ADAPTERS`), and none of those in `without`.
     """
     nodes, added = {}, {field for fields_ in registry.ADAPTERS.values() for field in fields_}
     for folder in reversed(config_folders()):  # the first folder wins
@@ -97,7 +97,8 @@ def datasets_with(fields: tuple[str, ...]) -> list[str]:
     for name, node in nodes.items():
         for base in (b for b in node.get("defaults", []) if b in nodes):
             node = {**nodes[base], **node}
-        if not name.startswith("_") and set(fields) <= {*node.get("fields", ()), *added}:
+        own = set(node.get("fields", ()))
+        if not name.startswith("_") and set(fields) <= own | added and not own & set(without):
             found.append(name)
     return sorted(found)
 

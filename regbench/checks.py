@@ -67,15 +67,17 @@ def check_writable(folder: Path) -> None:
 
 def _check_task(entry: registry.Entry, cfg: DictConfig) -> None:
     needs, has = registry.TASKS[entry.task], registry.fields_of(cfg.dataset)
-    missing = [field for field in needs if field not in has]
-    if not missing:
+    if registry.fits(entry.task, has):
         return
+    refused = registry.REFUSES.get(entry.task, ())
+    missing = [field for field in needs if field not in has]
     adapters = [key for key, added in registry.ADAPTERS.items() if set(added) & set(missing)]
-    fitting = [slug for slug, e in registry.entries().items() if set(registry.TASKS[e.task]) <= set(has)]
+    fitting = [slug for slug, e in registry.entries().items() if registry.fits(e.task, has)]
     raise UserError(
-        f"regularizer={entry.slug} does {entry.task} and needs {', '.join(needs)} of each batch; "
+        f"regularizer={entry.slug} does {entry.task} and needs {', '.join(needs)} of each batch"
+        f"{', and no ' + ', '.join(refused) if refused else ''}; "
         f"dataset={cfg.dataset.name} gives {', '.join(has) or 'nothing'}. "
-        f"Datasets for this regularizer: {', '.join(catalogue.datasets_with(needs))}"
+        f"Datasets for this regularizer: {', '.join(catalogue.datasets_with(needs, refused))}"
         f"{''.join(f', with dataset.{key}=<number>' for key in adapters)}. "
         f"Regularizers for this dataset: {', '.join(fitting) or 'none'}."
     )

@@ -6,7 +6,7 @@ imports neither the methods nor torch; a method's module is imported when the me
 
 import ast
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from regbench.errors import UserError, unknown
 from regbench.paths import plugins
 
 # What a task's methods read of a batch. A dataset's config names the fields that its batches have (`fields`),
-# and a method runs on every dataset that has the fields of its task.
+# and a method runs on every dataset that has the fields of its task, and none that the task refuses.
 TASKS: dict[str, tuple[str, ...]] = {
     "classification": ("image", "label"),
     "disentanglement": ("image", "factors"),
@@ -30,7 +30,12 @@ TASKS: dict[str, tuple[str, ...]] = {
     "regression": ("features", "target"),
     "restoration": ("image",),
     "semi_supervised": ("image", "label", "unlabelled_weak", "unlabelled_strong"),
+    "time_series": ("time", "values", "observed"),
 }
+
+# What the batches of a task's methods must not have. Images with classes are normalised, and what trains on them gives
+# logits: these methods give pictures with pixels in [0, 1] or vectors.
+REFUSES: dict[str, tuple[str, ...]] = {"generation": ("label",), "restoration": ("label",)}
 
 # Keys of a dataset's config that add fields to its batches where they are set, whatever the set.
 ADAPTERS: dict[str, tuple[str, ...]] = {
@@ -44,6 +49,15 @@ def fields_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         dict.fromkeys((*dataset.get("fields", ()), *(field for fields in added for field in fields)))
     )
+
+
+def fits(task: str, fields: Collection[str]) -> bool:
+    """Whether a task's methods run on batches with these fields.
+
+    >>> fits("restoration", ("image", "index")), fits("restoration", ("image", "label"))
+    (True, False)
+    """
+    return set(TASKS[task]) <= set(fields) and not set(REFUSES.get(task, ())) & set(fields)
 
 
 @dataclass(frozen=True)

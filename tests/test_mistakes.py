@@ -29,6 +29,8 @@ def refused(train, capsys):
         (["backbone=resnet50"], "backbone=timm backbone.model_name="),
         (["regularizer=mixupp"], "Did you mean mixup"),
         (["optimizer.lrr=1"], "Did you mean optimizer.lr"),
+        (["regularizer=red_diff"], "and no label; dataset=digits gives image, label, index."),
+        (["regularizer=denoiser"], "mnist5k_pictures"),  # which images can be taken
         (["regularizer=mixup", "regularizer.alhpa=1"], "Did you mean regularizer.alpha"),
         (["datset=digits"], "Did you mean dataset"),
         (["+optimizer.foo=1"], "foo"),

@@ -42,6 +42,7 @@ class Field(nn.Module):
         time: the time is appended to each layer's input; without it f does not depend on it.
         bounded: tanh on the output too.
         cube: the first layer sees z³.
+        squash: the first layer sees tanh(z).
     """
 
     def __init__(
@@ -52,15 +53,17 @@ class Field(nn.Module):
         time: bool = False,
         bounded: bool = False,
         cube: bool = False,
+        squash: bool = False,
     ):
         super().__init__()
         sizes = [dim, *hidden, dim]
         layer = TimeLinear if time else nn.Linear
         self.layers = nn.ModuleList(layer(a, b) for a, b in pairwise(sizes))
-        self.time, self.bounded, self.cube = time, bounded, cube
+        self.time, self.bounded, self.cube, self.squash = time, bounded, cube, squash
 
     def forward(self, t: float | Tensor, z: Tensor) -> Tensor:
         z = z**3 if self.cube else z
+        z = torch.tanh(z) if self.squash else z
         for position, layer in enumerate(self.layers):
             z = layer(t, z) if self.time else layer(z)
             if self.bounded or position + 1 < len(self.layers):
@@ -135,6 +138,77 @@ class NeuralODE(Flow):
         return tsit5.solve(self.field, z, 0.0, end, tolerance=self.tolerance)
 
 
+class LatentGRU(nn.Module):
+    """Reads series backwards in time (Rubanova et al. 2019, as the released code of Pal et al. 2021 has it).
+
+    The state is a pair (m, s) of `width` numbers each, both 0 after the last time. At a time with the input x,
+
+        u = σ(net_u(m, s, x)),    r = σ(net_r(m, s, x)),    (m', s') = net(r m, r s, x)
+        m ← (1 − u) m' + u m,     s ← (1 − u) s' + u s
+
+    where the nets have one hidden layer with tanh. x is the values, which of them were observed (1 or 0), and the time
+    to the next one.
+
+    Args:
+        features: F, values of a time.
+        width: numbers of m, and of s.
+        hidden: units of the nets' hidden layers.
+        skip_unobserved: times at which nothing was observed leave the state as it was. The released code means to do
+            this, but takes the time to the next one for an observation: it does so only at the last time.
+    """
+
+    def __init__(self, features: int, width: int, hidden: int, skip_unobserved: bool = False):
+        super().__init__()
+        inputs = 2 * width + 2 * features + 1
+
+        def net(outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+
+        self.update, self.reset, self.new = net(width), net(width), net(2 * width)
+        self.features, self.width = features, width
+        self.skip_unobserved = skip_unobserved
+
+    def forward(self, series: Tensor) -> Tensor:
+        """(B, 2 F + 1, T) → (B, 2 width), (m, s) after the first time."""
+        state = series.new_zeros(len(series), 2 * self.width)
+        observed = series[:, self.features : -1 if self.skip_unobserved else None]
+        seen = observed.sum(1, keepdim=True) > 0
+        for position in reversed(range(series.shape[2])):
+            x = series[:, :, position]
+            inputs = torch.cat([state, x], 1)
+            keep = torch.sigmoid(self.update(inputs)).repeat(1, 2)
+            reset = torch.sigmoid(self.reset(inputs)).repeat(1, 2)
+            new = self.new(torch.cat([reset * state, x], 1))
+            state = torch.where(seen[:, :, position], (1 - keep) * new + keep * state, state)
+        return state
+
+
+class LatentODE(NeuralODE):
+    """A state drawn around what an encoder makes of a series flows along z' = f(t, z); the head reads values
+    from it at any time.
+    """
+
+    def posterior(self, series: Tensor) -> tuple[Tensor, Tensor]:
+        """Series (B, 2 F + 1, T), see `LatentGRU` → mean and log variance (B, d) of the state at time 0."""
+        mean, log_variance = self.encode(series.to(self.dtype)).chunk(2, 1)
+        return mean, log_variance
+
+    def draw(self, mean: Tensor, log_variance: Tensor, seed: int) -> Tensor:
+        """States (B, d) from the normal distribution; the seed names the noise."""
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed), dtype=mean.dtype)
+        return mean + torch.exp(log_variance / 2) * noise.to(mean.device)
+
+    def integrate(self, z: Tensor, end: float, seed: int) -> Solution:
+        return tsit5.solve(self.field, z, 0.0, end, tolerance=self.tolerance, dense=True)
+
+    def solve(
+        self, point: Tensor, *, end: float | None = None, seed: int = 0, trajectories: int = 1
+    ) -> Solution:
+        """The solution from states drawn for the series (B, 2 F + 1, T), `trajectories` of them for each."""
+        mean, log_variance = (part.repeat(trajectories, 1) for part in self.posterior(point))
+        return self.integrate(self.draw(mean, log_variance, seed), self.end if end is None else end, seed)
+
+
 class NeuralSDE(Flow):
     """du = f(t, u) dt + g(t, u) dW with diagonal noise, solved by the adaptive Euler-Maruyama scheme."""
 
@@ -200,3 +274,36 @@ def path_sde(
     return NeuralSDE(
         nn.Identity(), drift, diffusion, nn.Identity(), end=end, tolerance=tolerance, dtype=dtype
     )
+
+
+def latent_ode(
+    in_channels: int,
+    *,
+    latent: int = 8,
+    hidden: Sequence[int] = (32,),
+    width: int = 16,
+    encoder_hidden: int = 16,
+    skip_unobserved: bool = False,
+    spread: float = 0.05,
+    end: float = 1.0,
+    tolerance: float = 1.4e-8,
+    dtype: str = "float64",
+) -> LatentODE:
+    """A GRU reads the series backwards, states of `latent` numbers flow, and a linear layer reads values from them.
+
+    `in_channels` is 2 F + 1: values, which of them were observed, and the time to the next ones. `spread` is the
+    standard deviation of the starts before training, but for the initial weights.
+    """
+    if not 0 < spread < math.inf:
+        raise UserError(f"backbone.spread={spread} is a standard deviation, above 0.")
+    features = (in_channels - 1) // 2
+    encode = nn.Sequential(
+        LatentGRU(features, width, encoder_hidden, skip_unobserved),
+        nn.Linear(2 * width, width),
+        nn.Tanh(),
+        nn.Linear(width, 2 * latent),
+    )
+    with torch.no_grad():
+        encode[-1].bias[latent:] += 2 * math.log(spread)
+    field, head = Field(latent, hidden, bounded=True, squash=True), nn.Linear(latent, features)
+    return LatentODE(encode, field, head, end=end, tolerance=tolerance, dtype=dtype)

@@ -1,11 +1,18 @@
-"""Regularizers of differential equations that are made of the solver's own estimates (Pal et al. 2021)."""
+"""Regularizers of differential equations that are made of the solver's own estimates (Pal et al. 2021), and TayNODE's,
+which they are compared with (Kelly et al. 2020).
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.func import jvp
 
+from regbench.errors import UserError, unknown
+
+Field = Callable[[Tensor, Tensor], Tensor]
 AGGREGATES = {"mean": torch.mean, "sum": torch.sum, "max": torch.max}
 
 
@@ -50,3 +57,101 @@ def decayed_weight(start: float, end: float, epoch: int, epochs: int) -> float:
     [100.0, 32.11, 10.31]
     """
     return start if start == end else start * math.exp(-epoch * math.log(start / end) / epochs)
+
+
+@dataclass(frozen=True)
+class SolverPenalty:
+    """λ(epoch) R, `heuristic_penalty` times `decayed_weight`, with the options that every method of the paper has.
+
+    Args:
+        error, stiffness: weights of the two estimates in R; with both 0 there is no R.
+        weight_start, weight_end: λ_0 and λ_1.
+        aggregate: mean, sum or max over the steps.
+
+    Raises:
+        UserError: an option that can't be.
+    """
+
+    error: float
+    stiffness: float
+    weight_start: float
+    weight_end: float
+    aggregate: str
+
+    def __post_init__(self):
+        if min(self.error, self.stiffness) < 0 or min(self.weight_start, self.weight_end) <= 0:
+            raise UserError(
+                f"regularizer.error={self.error} and regularizer.stiffness={self.stiffness} are weights, at least 0; "
+                f"regularizer.weight_start={self.weight_start} and regularizer.weight_end={self.weight_end} must be "
+                "above 0."
+            )
+        if self.aggregate not in AGGREGATES:
+            raise unknown("regularizer.aggregate", self.aggregate, AGGREGATES)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is an R."""
+        return bool(self.error or self.stiffness)
+
+    def __call__(
+        self,
+        errors: Sequence[Tensor],
+        stiffness: Sequence[Tensor],
+        steps: Sequence[float],
+        stability: float,
+        *,
+        epoch: int,
+        epochs: int,
+    ) -> Tensor:
+        """The penalty of a solve, a scalar; its estimates are those of `heuristic_penalty`."""
+        value = heuristic_penalty(
+            errors,
+            stiffness,
+            steps,
+            stability,
+            error_weight=self.error,
+            stiffness_weight=self.stiffness,
+            aggregate=self.aggregate,
+        )
+        return decayed_weight(self.weight_start, self.weight_end, epoch, epochs) * value
+
+
+def total_derivative(f: Field, order: int) -> Field:
+    """(t, z) → d^order z / dt^order along solutions of z' = f(t, z), by nested forward-mode differentiation.
+
+    Args:
+        f: maps times (N, 1) and states (N, d) to slopes (N, d).
+        order: at least 1; 1 is f.
+
+    >>> square = total_derivative(lambda t, z: z**2, 3)  # z' = z², z'' = 2 z³, z''' = 6 z⁴
+    >>> square(torch.zeros(1, 1), torch.full((1, 1), 2.0))
+    tensor([[96.]])
+    """
+    if order == 1:
+        return f
+    below = total_derivative(f, order - 1)
+
+    def derivative(t: Tensor, z: Tensor) -> Tensor:
+        return jvp(below, (t, z), (torch.ones_like(t), f(t, z)))[1]
+
+    return derivative
+
+
+def taylor_penalty(f: Field, times: Sequence[float], states: Sequence[Tensor], order: int) -> Tensor:
+    """∫ ‖d^K z / dt^K‖² dt (Kelly et al. 2020), mean over the samples, by the trapezoidal rule over the accepted steps.
+
+    Args:
+        f: maps times (N, 1) and states (N, d) to slopes (N, d).
+        times: n + 1 of them, where the steps begin and end.
+        states: n + 1 of (B, d), those at the times.
+        order: K.
+
+    >>> states = [torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.tensor([[2.0]])]
+    >>> taylor_penalty(lambda t, z: z, [0.0, 0.5, 1.0], states, 1)  # 1/2 · (0 + 1) / 2 + 1/2 · (1 + 4) / 2
+    tensor(1.5000)
+    """
+    along = torch.stack(list(states))
+    n, batch, _ = along.shape
+    t = torch.tensor(times, dtype=along.dtype, device=along.device)
+    slope = total_derivative(f, order)(t.repeat_interleave(batch)[:, None], along.flatten(0, 1))
+    return torch.trapezoid(slope.square().sum(1).view(n, batch).mean(1), t)

@@ -1,6 +1,7 @@
 """What the adaptive solvers share: the solution, the scaled error and the step size controller."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -24,6 +25,10 @@ class Solution:
         stability: extent of the scheme's stability interval on the negative real axis.
         evaluations: of the field (of the drift, where there is a diffusion), in rejected steps too.
         rejected: steps that were tried again.
+        slopes: of each step the slopes (stages, B, d) that `between` weighs; empty where states between the steps are
+            interpolated linearly.
+        between: maps the shares θ (m,) of a step that have passed to weights (m, stages) b_i(θ), so that the state
+            there is z_n + h Σ b_i(θ) k_i.
     """
 
     times: list[float]
@@ -33,6 +38,8 @@ class Solution:
     stiffness: list[Tensor] = field(default_factory=list)
     evaluations: int = 0
     rejected: int = 0
+    slopes: list[Tensor] = field(default_factory=list)
+    between: Callable[[Tensor], Tensor] | None = None
 
     @property
     def end(self) -> Tensor:
@@ -45,16 +52,26 @@ class Solution:
         return [after - before for before, after in pairwise(self.times)]
 
     def at(self, times: Tensor) -> Tensor:
-        """States (len(times), B, d) at ascending times, by linear interpolation between the accepted ones.
+        """States (len(times), B, d) at ascending times from the start to the end, between the accepted ones.
+
+        They are the scheme's own interpolant's where the solution has the slopes, else linear. Where nothing was
+        solved, all are the start.
 
         >>> solution = Solution([0.0, 0.5, 1.0], [torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(1, 1)], 2.0)
         >>> solution.at(torch.tensor([0.0, 0.25, 0.9])).flatten()
         tensor([0.0000, 0.5000, 0.2000])
         """
+        states = torch.stack(self.states)
+        if len(states) == 1:
+            return states.expand(len(times), *states.shape[1:])
         known = torch.tensor(self.times, dtype=torch.float64, device=self.end.device)
         after = torch.searchsorted(known, times.double()).clamp(1, len(known) - 1)
-        share = (times.double() - known[after - 1]) / (known[after] - known[after - 1])
-        states = torch.stack(self.states)
+        h = known[after] - known[after - 1]
+        share = (times.double() - known[after - 1]) / h
+        if self.slopes:
+            weights = (h[:, None] * self.between(share)).to(states.dtype)
+            slopes = torch.stack(self.slopes)[after - 1]
+            return states[after - 1] + torch.einsum("ms,msbd->mbd", weights, slopes)
         share = share.to(states.dtype)[:, None, None]
         return states[after - 1] * (1 - share) + states[after] * share
 

@@ -31,6 +31,17 @@ ERROR = (
     -0.45808210592918697,
     0.015151515151515152,
 )
+# Coefficients of θ, θ², θ³ and θ⁴ in the weights b_i(θ) of the interpolant of order 4; the factored polynomials of
+# Tsitouras's paper, multiplied out.
+INTERPOLANT = (
+    (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+    (0.0, 0.1317, -0.2234, 0.1017),
+    (0.0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
+    (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
+    (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+    (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
+    (0.0, 1.5, -4.0, 2.5),
+)
 
 
 class Step(NamedTuple):
@@ -40,19 +51,30 @@ class Step(NamedTuple):
         state: z_{n+1} = g_7, of order 5.
         slope: k_7 = f(t + h, z_{n+1}), the next step's first.
         error: estimate of the local error, h Σ b̃_i k_i.
-        state_6, slope_6: g_6 and k_6, at the same time as g_7 and k_7.
+        state_6: g_6, at the same time as g_7.
+        slopes: k_1 to k_7.
     """
 
     state: Tensor
     slope: Tensor
     error: Tensor
     state_6: Tensor
-    slope_6: Tensor
+    slopes: list[Tensor]
 
     @property
     def stiffness(self) -> Tensor:
         """S = ‖k_7 − k_6‖ / ‖g_7 − g_6‖."""
-        return stiffness(self.slope, self.slope_6, self.state, self.state_6)
+        return stiffness(self.slope, self.slopes[5], self.state, self.state_6)
+
+
+def between(share: Tensor) -> Tensor:
+    """Shares θ (m,) of a step → weights (m, 7) b_i(θ): the state after θ h is z_n + h Σ b_i(θ) k_i, to order 4.
+
+    >>> between(torch.tensor([0.5]))[0, 6]  # 1.5 / 4 − 4 / 8 + 2.5 / 16
+    tensor(0.0312)
+    """
+    powers = torch.stack([share, share**2, share**3, share**4], 1)
+    return powers @ torch.tensor(INTERPOLANT, dtype=share.dtype, device=share.device).T
 
 
 def _move(state: Tensor, weights: tuple[float, ...], slopes: list[Tensor], h: float) -> Tensor:
@@ -76,7 +98,7 @@ def step(f: Field, t: float, z: Tensor, slope: Tensor, h: float) -> Step:
         states.append(_move(z, weights, slopes, h))
         slopes.append(f(t + node * h, states[-1]))
     error = _move(h * ERROR[0] * slopes[0], ERROR[1:], slopes[1:], h)
-    return Step(states[-1], slopes[-1], error, states[-2], slopes[-2])
+    return Step(states[-1], slopes[-1], error, states[-2], slopes)
 
 
 @torch.no_grad()
@@ -99,7 +121,16 @@ def first_step(f: Field, t: float, z: Tensor, slope: Tensor, length: float, tole
     return min(100 * h, other, length)
 
 
-def solve(f: Field, z: Tensor, t: float, end: float, *, tolerance: float, h: float | None = None) -> Solution:
+def solve(
+    f: Field,
+    z: Tensor,
+    t: float,
+    end: float,
+    *,
+    tolerance: float,
+    h: float | None = None,
+    dense: bool = False,
+) -> Solution:
     """Solves z' = f(t, z) from t to end. Accepted are steps with E <= 1.
 
     Gradients flow through the accepted steps, their errors and stiffness. The sizes of the steps are constants.
@@ -110,11 +141,12 @@ def solve(f: Field, z: Tensor, t: float, end: float, *, tolerance: float, h: flo
         end: at least t; where it is t, the solution is z.
         tolerance: absolute and relative.
         h: size of the first step; None: `first_step`.
+        dense: keep each step's slopes, seven states' memory, for `Solution.at` between the steps.
 
     Raises:
         UserError: the steps became too many or too small.
     """
-    solution = Solution([t], [z], STABILITY)
+    solution = Solution([t], [z], STABILITY, between=between if dense else None)
     if end == t:
         return solution
     slope = f(t, z)
@@ -140,5 +172,7 @@ def solve(f: Field, z: Tensor, t: float, end: float, *, tolerance: float, h: flo
         solution.states.append(z)
         solution.errors.append(error)
         solution.stiffness.append(tried.stiffness)
+        if dense:
+            solution.slopes.append(torch.stack(tried.slopes))
         h = controller.accepted(h, value)
     return solution

@@ -102,6 +102,39 @@ def test_the_regularizer_and_its_gradient_with_given_steps():
     assert (0.4 * other[0] + 0.6 * other[1]).item() == pytest.approx(0.3355462, abs=1e-7)
 
 
+# -- between the steps ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.37, 0.8, 1.0])
+def test_the_interpolant_satisfies_the_order_conditions_of_quadrature(share):
+    """Σ b_i(θ) c_i^k = θ^(k+1) / (k+1) up to k = 3; at θ = 1 the weights are the step's own."""
+    weights, c = tsit5.between(torch.tensor([share], dtype=torch.float64))[0].numpy(), np.array(tsit5.NODES)
+    for k in range(4):
+        assert weights @ c**k == pytest.approx(share ** (k + 1) / (k + 1), abs=1e-13)
+    if share == 1:
+        assert weights == pytest.approx([*tsit5.STAGES[-1], 0.0], abs=1e-13)
+
+
+def test_states_between_the_steps_are_the_exact_solution_and_have_its_gradients():
+    """z(t) = z0 exp(a t): at any time, in ascending order, with dz/da = t z(t). Linear interpolation is far off."""
+    a = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    z = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+    times = torch.tensor([0.0, 0.013, 0.21, 0.5, 0.777, 1.0], dtype=torch.float64)
+    solution = tsit5.solve(lambda t, z: a * z, z, 0.0, 1.0, tolerance=1e-6, dense=True)
+    states, exact = solution.at(times), z * torch.exp(-2 * times)[:, None, None]
+    torch.testing.assert_close(states, exact, rtol=0, atol=3e-6)
+    torch.testing.assert_close(states[-1], solution.end)
+    (gradient,) = torch.autograd.grad(states[3, 0, 1], a)
+    assert gradient.item() == pytest.approx(0.5 * 3 * math.exp(-1), rel=1e-4)
+    linear = tsit5.solve(lambda t, z: a * z, z, 0.0, 1.0, tolerance=1e-6).at(times)
+    assert (linear - exact).abs().max() > 1e-3
+
+
+def test_without_an_interval_all_times_have_the_start():
+    solution = tsit5.solve(lambda t, z: 1 / 0, ONE, 0.0, 0.0, tolerance=1e-6, dense=True)
+    assert torch.equal(solution.at(torch.tensor([0.0, 0.5, 1.0])), torch.ones(3, 1, 1, dtype=torch.float64))
+
+
 # -- a solve ---------------------------------------------------------------------------------------------------------
 
 

@@ -5,61 +5,22 @@ R_E and R_S are from the abstract and an excerpt of the paper (arXiv:2105.03918)
 regularization of the same authors (ICML 2023, avik-pal/LocalRegNeuralDE.jl).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 
 from regbench.backbones.differential_equations import NeuralODE
 from regbench.errors import UserError, unknown
-from regbench.functional.solver_heuristics import AGGREGATES, decayed_weight, heuristic_penalty
+from regbench.functional.solver_heuristics import Field, SolverPenalty, taylor_penalty
 from regbench.registry import Paper, register
 from regbench.regularizers.differential_equations.base import PointMethod
 from regbench.solvers import tsit5
 from regbench.solvers.solution import Solution, scaled_error
 
 LOCAL = ("unbiased", "biased")
-Field = Callable[[Tensor, Tensor], Tensor]
-
-
-def total_derivative(f: Field, order: int) -> Field:
-    """(t, z) → d^order z / dt^order along solutions of z' = f(t, z), by nested forward-mode differentiation.
-
-    Args:
-        f: maps times (N, 1) and states (N, d) to slopes (N, d).
-        order: at least 1; 1 is f.
-
-    >>> square = total_derivative(lambda t, z: z**2, 3)  # z' = z², z'' = 2 z³, z''' = 6 z⁴
-    >>> square(torch.zeros(1, 1), torch.full((1, 1), 2.0))
-    tensor([[96.]])
-    """
-    if order == 1:
-        return f
-    below = total_derivative(f, order - 1)
-
-    def derivative(t: Tensor, z: Tensor) -> Tensor:
-        return jvp(below, (t, z), (torch.ones_like(t), f(t, z)))[1]
-
-    return derivative
-
-
-def taylor_penalty(f: Field, solution: Solution, order: int) -> Tensor:
-    """∫ ‖d^K z / dt^K‖² dt (Kelly et al. 2020), mean over the samples, by the trapezoidal rule over the accepted steps.
-
-    >>> solution = Solution([0.0, 0.5, 1.0], [torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.tensor([[2.0]])], 1.0)
-    >>> taylor_penalty(lambda t, z: z, solution, 1)  # 1/2 · (0 + 1) / 2 + 1/2 · (1 + 4) / 2
-    tensor(1.5000)
-    """
-    states = torch.stack(solution.states)
-    n, batch, _ = states.shape
-    times = torch.tensor(solution.times, dtype=states.dtype, device=states.device)
-    slope = total_derivative(f, order)(times.repeat_interleave(batch)[:, None], states.flatten(0, 1))
-    return torch.trapezoid(slope.square().sum(1).view(n, batch).mean(1), times)
 
 
 def local_step(
-    f: Callable, solution: Solution, tolerance: float, variant: str, generator: torch.Generator
+    f: Field, solution: Solution, tolerance: float, variant: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, float]:
     """(E, S, h) of one Tsit5 step from a random time of a solution, whose state there is a constant of the graph.
 
@@ -137,27 +98,18 @@ class NeuralDERegularization(PointMethod):
         **base,
     ):
         super().__init__(backbone, num_classes, **base)
-        if min(error, stiffness, taylor) < 0 or min(weight_start, weight_end) <= 0:
+        self.solver_penalty = SolverPenalty(error, stiffness, weight_start, weight_end, aggregate)
+        if not 0 <= steer <= self.flow.end or taylor < 0 or taylor_order < 1:
             raise UserError(
-                f"regularizer.error={error}, regularizer.stiffness={stiffness} and regularizer.taylor={taylor} are "
-                f"weights, at least 0; regularizer.weight_start={weight_start} and regularizer.weight_end={weight_end} "
-                "must be above 0."
+                f"regularizer.steer={steer} is from 0 to backbone.end={self.flow.end}, regularizer.taylor={taylor} a "
+                f"weight, at least 0, regularizer.taylor_order={taylor_order} at least 1."
             )
-        if not 0 <= steer <= self.flow.end or taylor_order < 1:
-            raise UserError(
-                f"regularizer.steer={steer} is from 0 to backbone.end={self.flow.end}, "
-                f"regularizer.taylor_order={taylor_order} at least 1."
-            )
-        if aggregate not in AGGREGATES:
-            raise unknown("regularizer.aggregate", aggregate, AGGREGATES)
         if local is not None and local not in LOCAL:
             raise unknown("regularizer.local", local, LOCAL)
         if (taylor or local) and not isinstance(self.flow, NeuralODE):
             raise UserError(
                 "regularizer.taylor and regularizer.local are for ODEs: take backbone=neural_ode."
             )
-        self.error, self.stiffness = error, stiffness
-        self.weight_start, self.weight_end, self.aggregate = weight_start, weight_end, aggregate
         self.steer, self.taylor, self.taylor_order, self.local = steer, taylor, taylor_order, local
 
     def end_time(self) -> float | None:
@@ -168,24 +120,16 @@ class NeuralDERegularization(PointMethod):
 
     def penalty(self, solution: Solution) -> Tensor | None:
         terms = []
-        if solution.errors and (self.error or self.stiffness):
+        if solution.errors and self.solver_penalty.wanted:
             errors, stiffness, steps = solution.errors, solution.stiffness, solution.steps
             if self.local:
                 of_error, of_stiffness, h = local_step(
                     self.flow.field, solution, self.flow.tolerance, self.local, self.generator("local")
                 )
                 errors, stiffness, steps = [of_error], [of_stiffness], [h]
-            value = heuristic_penalty(
-                errors,
-                stiffness,
-                steps,
-                solution.stability,
-                error_weight=self.error,
-                stiffness_weight=self.stiffness,
-                aggregate=self.aggregate,
-            )
-            weight = decayed_weight(self.weight_start, self.weight_end, self.current_epoch, self.max_epochs)
-            terms.append(weight * value)
+            epochs = {"epoch": self.current_epoch, "epochs": self.max_epochs}
+            terms.append(self.solver_penalty(errors, stiffness, steps, solution.stability, **epochs))
         if solution.errors and self.taylor:
-            terms.append(self.taylor * taylor_penalty(self.flow.field, solution, self.taylor_order))
+            value = taylor_penalty(self.flow.field, solution.times, solution.states, self.taylor_order)
+            terms.append(self.taylor * value)
         return sum(terms) if terms else None

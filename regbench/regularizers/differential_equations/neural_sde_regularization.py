@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from regbench.errors import UserError, unknown
-from regbench.functional.solver_heuristics import AGGREGATES, decayed_weight, heuristic_penalty
+from regbench.functional.solver_heuristics import SolverPenalty
 from regbench.registry import Paper, register
 from regbench.regularizers.differential_equations.base import PathMethod
 from regbench.solvers.solution import Solution
@@ -56,26 +55,12 @@ class NeuralSDERegularization(PathMethod):
         super().__init__(
             backbone, num_classes, trajectories=trajectories, test_trajectories=test_trajectories, **base
         )
-        if min(error, stiffness) < 0 or min(weight_start, weight_end) <= 0:
-            raise UserError(
-                f"regularizer.error={error} and regularizer.stiffness={stiffness} are weights, at least 0; "
-                f"regularizer.weight_start={weight_start} and regularizer.weight_end={weight_end} must be above 0."
-            )
-        if aggregate not in AGGREGATES:
-            raise unknown("regularizer.aggregate", aggregate, AGGREGATES)
-        self.error, self.stiffness = error, stiffness
-        self.weight_start, self.weight_end, self.aggregate = weight_start, weight_end, aggregate
+        self.solver_penalty = SolverPenalty(error, stiffness, weight_start, weight_end, aggregate)
 
     def penalty(self, solution: Solution) -> Tensor | None:
-        if not solution.errors or not (self.error or self.stiffness):
+        if not solution.errors or not self.solver_penalty.wanted:
             return None
-        value = heuristic_penalty(
-            solution.errors,
-            solution.stiffness,
-            solution.steps,
-            solution.stability,
-            error_weight=self.error,
-            stiffness_weight=self.stiffness,
-            aggregate=self.aggregate,
+        epochs = {"epoch": self.current_epoch, "epochs": self.max_epochs}
+        return self.solver_penalty(
+            solution.errors, solution.stiffness, solution.steps, solution.stability, **epochs
         )
-        return value * decayed_weight(self.weight_start, self.weight_end, self.current_epoch, self.max_epochs)

@@ -9,13 +9,16 @@ from torch import nn
 
 from regbench.backbones.differential_equations import Field, NeuralODE, neural_ode, neural_sde, path_sde
 from regbench.errors import UserError
-from regbench.functional.solver_heuristics import decayed_weight, heuristic_penalty
+from regbench.functional.solver_heuristics import (
+    decayed_weight,
+    heuristic_penalty,
+    taylor_penalty,
+    total_derivative,
+)
 from regbench.regularizers.differential_equations.base import moments
 from regbench.regularizers.differential_equations.neural_de_regularization import (
     NeuralDERegularization,
     local_step,
-    taylor_penalty,
-    total_derivative,
 )
 from regbench.regularizers.differential_equations.neural_sde_regularization import NeuralSDERegularization
 from regbench.solvers import tsit5
@@ -127,14 +130,15 @@ def test_taylor_penalty_of_decay(order):
     """z' = −z from 1: ∫ exp(−2t) dt = (1 − exp(−2)) / 2 at every order."""
     one = torch.ones(4, 1, dtype=torch.float64)
     solution = tsit5.solve(lambda t, z: -z, one, 0.0, 1.0, tolerance=1e-12)
-    value = taylor_penalty(lambda t, z: -z, solution, order)
+    value = taylor_penalty(lambda t, z: -z, solution.times, solution.states, order)
     assert value.item() == pytest.approx((1 - math.exp(-2)) / 2, rel=1e-3)
 
 
 def test_taylor_penalty_adds_the_squares_of_the_coordinates():
     z = torch.tensor([[3.0, 4.0], [1.0, 0.0]], dtype=torch.float64)  # a rotation keeps squares of 25 and 1
     solution = tsit5.solve(lambda t, z: z @ TURN.T, z, 0.0, 1.0, tolerance=1e-8)
-    assert taylor_penalty(lambda t, z: z @ TURN.T, solution, 3).item() == pytest.approx(13.0, rel=1e-6)
+    value = taylor_penalty(lambda t, z: z @ TURN.T, solution.times, solution.states, 3)
+    assert value.item() == pytest.approx(13.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["unbiased", "biased"])
