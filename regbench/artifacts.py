@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from regbench.composing import compose_config
+from regbench.composing import build, compose_config
 from regbench.errors import UserError
 from regbench.fingerprints import fingerprint_of
 from regbench.identity import hash_of, identity, resolve
@@ -84,6 +84,9 @@ def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]]
         UserError: a file that is missing or has another checksum.
     """
     found = {}
+    if cfg.artifacts:
+        for node in cfg.get("callbacks", {}).values():
+            build(node)  # their mistakes show before a network is trained for this run
     for role, node in cfg.artifacts.items():
         if node.get("file") is not None:
             found[role] = _checked(role, Path(node.file), node.get("sha256"))

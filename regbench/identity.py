@@ -37,6 +37,7 @@ HARMLESS = (  # keys in those parts, with all below them, that change no number,
     "dataset.eval_batch_size",
     "dataset.shape",
     "accelerator.name",
+    "callbacks.lpips.weights",
     "trainer.log_every_n_steps",
 )
 # Keys that were added after runs had been made, at the value that leaves a run as it was without them: a run that has

@@ -6,15 +6,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from regbench import seeding
 from regbench.data.builtin import load_mnist5k
 from regbench.data.files import missing
 from regbench.data.samples import Samples, SampleSets
-from regbench.data.sets import balanced_subset, fingerprint, split_off
-from regbench.errors import UserError
+from regbench.data.sets import SPLIT_SEED, balanced_subset, fingerprint, split_off
+from regbench.errors import UserError, unknown
 from regbench.paths import data_root
 
 VAL_FRACTION = 0.1
 VAL_PICTURES = 20  # of Train400
+TEST_PICTURES = ("Set12", "BSD68")
 
 
 def load_digits(root: str | None = None, *, size: int, test: int) -> SampleSets:
@@ -42,40 +44,43 @@ def load_digits(root: str | None = None, *, size: int, test: int) -> SampleSets:
     )
 
 
-def load_crops(root: str | None = None, *, size: int, each: int, test_each: int) -> SampleSets:
-    """Grey crops of photographs: Train400's for training and validation (its last 20 pictures), Set12's for the test.
+def load_crops(
+    root: str | None = None, *, size: int, each: int, test_each: int, pictures: str = "Set12"
+) -> SampleSets:
+    """Grey crops of photographs: Train400's for training and validation (its last 20 pictures), others' for the test.
 
-    Under `root`: denoising/Train400 and denoising/Set12 with PNG files, as the denoising literature shares them.
+    Under `root`: denoising/Train400 and denoising/Set12 or BSD68 with PNG files, as the denoising field shares them.
 
     Args:
         size: side of the crops in pixels.
-        each: crops of a picture of Train400, at most; evenly spread over a grid without overlap.
-        test_each: likewise of Set12.
+        each: crops of a picture of Train400, at most; drawn from a grid without overlap, the same for every seed.
+        test_each: likewise of a test picture.
+        pictures: of the test, Set12 or BSD68.
     """
     if size < 8 or min(each, test_each) < 1:
         raise UserError(
             f"dataset.size={size} must be at least 8, dataset.each={each} and dataset.test_each={test_each} at least 1."
         )
+    if pictures not in TEST_PICTURES:
+        raise unknown("dataset.pictures", str(pictures), TEST_PICTURES)
     folder = data_root(root) / "denoising"
-    pictures = {}
-    for name in ("Train400", "Set12"):
+    grey = {}
+    for name in ("Train400", pictures):
         files = sorted((folder / name).glob("*.png"))
         if not files:
             raise missing(
-                "Train400 with Set12",
+                f"Train400 with {pictures}",
                 data_root(root),
-                ["denoising/Train400 and denoising/Set12 with PNG files"],
+                [f"denoising/Train400 and denoising/{pictures} with PNG files"],
             )
-        pictures[name] = [
-            torch.from_numpy(np.asarray(Image.open(file).convert("L")).copy()) for file in files
-        ]
-    train, val = pictures["Train400"][:-VAL_PICTURES], pictures["Train400"][-VAL_PICTURES:]
+        grey[name] = [torch.from_numpy(np.asarray(Image.open(file).convert("L")).copy()) for file in files]
+    train, val = grey["Train400"][:-VAL_PICTURES], grey["Train400"][-VAL_PICTURES:]
     splits = {
         name: torch.cat([crops(picture, size, count) for picture in chosen])
         for name, chosen, count in (
             ("train", train, each),
             ("val", val, each),
-            ("test", pictures["Set12"], test_each),
+            ("test", grey[pictures], test_each),
         )
     }
     return SampleSets(
@@ -83,21 +88,24 @@ def load_crops(root: str | None = None, *, size: int, each: int, test_each: int)
         shape=(1, size, size),
         outputs=0,
         fingerprint=fingerprint(*splits.values()),
-        notes="Crops of photographs.",
+        notes=f"Crops of photographs; the test's are of {pictures}.",
     )
 
 
 def crops(picture: Tensor, size: int, count: int) -> Tensor:
-    """(n, 1, size, size), n = count at most: crops that do not overlap, evenly spread over the picture (H, W).
+    """(n, 1, size, size), n = count at most: crops of a picture (H, W), drawn from a grid without overlap.
 
-    >>> crops(torch.arange(16).view(4, 4), 2, 2).flatten(1).tolist()
-    [[0, 1, 4, 5], [8, 9, 12, 13]]
+    Pictures of one size are cropped at the same places, for every seed.
+
+    >>> crops(torch.arange(12).view(2, 6), 2, 3).flatten(1).tolist()
+    [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
     """
     rows, columns = picture.shape[0] // size, picture.shape[1] // size
     grid = picture[: rows * size, : columns * size].unfold(0, size, size).unfold(1, size, size)
     whole = grid.reshape(-1, 1, size, size)
-    chosen = torch.arange(min(count, len(whole))) * len(whole) // min(count, len(whole))
-    return whole[chosen]
+    # Not every n-th: where n and the grid's width have a common divisor, all crops would be of a few columns.
+    order = torch.randperm(len(whole), generator=seeding.generator(SPLIT_SEED, "crops"))
+    return whole[order[:count].sort().values]
 
 
 def resized(images: Tensor, size: int) -> Tensor:

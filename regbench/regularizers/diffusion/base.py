@@ -150,6 +150,7 @@ class RestorationMethod(Method):
 
     artifacts: ClassVar[tuple[str, ...]] = ("prior",)
     trains: ClassVar[bool] = False
+    restores: ClassVar[bool] = True  # the test gives pictures, see regbench.measures.restored
 
     def __init__(
         self,
@@ -211,7 +212,7 @@ class RestorationMethod(Method):
             y = y + 2 * self.degradation["sigma_y"] * draws.normal(y.shape[1:])
         return y, operator, Draws(self.seed, "restoration", index.tolist(), tuple(x.shape[1:]), x.device)
 
-    def test_step(self, batch, batch_idx: int) -> None:
+    def test_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
         image, index = batch_fields(batch, ("image", "index"))
         with torch.inference_mode(False), torch.no_grad():
             x = to_signed(
@@ -221,8 +222,11 @@ class RestorationMethod(Method):
             with torch.enable_grad():
                 found = self.restore(y, operator, draws).detach()
             residual = (y - operator.A(found)).pow(2).flatten(1).mean(1).sqrt()
-            values = picture_quality((found + 1) / 2, (x + 1) / 2) | {"residual": residual.mean()}
+            start = operator.A_dagger(y)
+            pictures = {"image": (x + 1) / 2, "degraded": (start + 1) / 2, "restored": (found + 1) / 2}
+            values = picture_quality(pictures["restored"], pictures["image"]) | {"residual": residual.mean()}
         self._means.add(values, len(x))
+        return pictures
 
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test/{name}": value for name, value in self._means.finish().items()})

@@ -40,9 +40,14 @@ class DenoisingMethod(Method):
 
     Measured with noise that is fixed for each sample: mse, and of pictures PSNR and SSIM.
 
+    Attributes:
+        restores: the test gives pictures, see `regbench.measures.restored`; here too those of `PlugAndPlayMethod`.
+
     Args:
         sigma: standard deviation of the noise.
     """
+
+    restores: ClassVar[bool] = True
 
     def __init__(self, backbone: nn.Module, num_classes: int = 0, *, sigma: float = 0.1, **base):
         super().__init__(backbone, num_classes, **base)
@@ -63,17 +68,19 @@ class DenoisingMethod(Method):
     def validation_step(self, batch, batch_idx: int) -> None:
         self._measure("val", batch)
 
-    def test_step(self, batch, batch_idx: int) -> None:
-        self._measure("test", batch)
+    def test_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
+        return self._measure("test", batch)
 
-    def _measure(self, split: str, batch: Mapping[str, Tensor]) -> None:
+    def _measure(self, split: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         image, index = batch_fields(batch, ("image", "index"))
         noise = noise_like(image, 0, f"{split} denoising", index)  # the same for every seed
-        found = self.backbone(image + self.sigma * noise)
+        noisy = image + self.sigma * noise
+        found = self.backbone(noisy)
         values = {"mse": (found - image).square().mean()}
         if image.ndim == 4:
             values |= picture_quality(found, image)
         self._means.add(values, len(image))
+        return {"image": image, "degraded": noisy, "restored": found}
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self._means.finish().items()})
@@ -136,7 +143,8 @@ def operator(degradation: Mapping[str, Any], shape: tuple[int, ...], masks: Tens
 class PlugAndPlayMethod(Method):
     """Degrades each test picture, y = A x + noise eps, and restores it by a solver with a proximal operator in it.
 
-    Nothing is trained, and all is computed in float64. Measured over the pictures: PSNR and SSIM; `step`, the mean
+    Nothing is trained; steps are computed in float64. Measured over the pictures: PSNR and SSIM;
+    `psnr_start`, the PSNR of Aᵀ y, from which the solvers start; `step`, the mean
     length of the last step |x_k − x_(k−1)|; and with a prior that can be evaluated and solver=pgd `rise`, the largest
     change of the objective |A x − y|² / 2 + R(x) / eta in a step, over all pictures and all steps but the first: below
     0 where each lowered it.
@@ -150,6 +158,7 @@ class PlugAndPlayMethod(Method):
     """
 
     trains: ClassVar[bool] = False
+    restores: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -178,7 +187,7 @@ class PlugAndPlayMethod(Method):
         """R(x) where x = prox(v), (B,); None where it is not known."""
         return None
 
-    def test_step(self, batch, batch_idx: int) -> None:
+    def test_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
         image, index = batch_fields(batch, ("image", "index"))
         if image.ndim != 4 or image.min() < 0 or image.max() > 1:
             raise UserError(
@@ -193,12 +202,15 @@ class PlugAndPlayMethod(Method):
             physics = operator(self.degradation, tuple(image.shape[1:]), torch.stack(uniform).to(image))
             clean = physics.A(image)
             y = clean + self.degradation["noise"] * noise_like(clean, self.seed, "measurement", index)
-            x, step = self._solve(physics, y)
-        self._means.add(picture_quality(x, image) | {"step": step.mean()}, len(image))
+            start = physics.A_adjoint(y)
+            x, step = self._solve(physics, y, start)
+        values = {"step": step.mean(), "psnr_start": picture_quality(start, image)["psnr"]}
+        self._means.add(picture_quality(x, image) | values, len(image))
+        return {"image": image, "degraded": start, "restored": x}
 
-    def _solve(self, physics: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _solve(self, physics: Any, y: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """(x, length of the last step (B,)); notes the rise of the objective."""
-        x = start = physics.A_adjoint(y)
+        x = start
         if self.solver == "pgd":
             iterates = proximal_gradient(self.prox, physics, y, start, eta=self.eta, steps=self.steps)
         else:

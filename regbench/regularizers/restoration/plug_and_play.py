@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from regbench.backbones.backbone import as_backbone
@@ -14,6 +15,8 @@ from regbench.regularizers.restoration.base import DEGRADATION, PlugAndPlayMetho
 @register("plug_and_play", task="restoration", paper=None)
 class PlugAndPlay(PlugAndPlayMethod):
     """Proximal gradient descent, or ADMM, with a trained denoiser in the place of the proximal operator.
+
+    A learned proximal network works in float64, any other in float32.
 
     Args:
         denoiser: the trained network; `artifacts.denoiser` says which run makes it.
@@ -45,11 +48,14 @@ class PlugAndPlay(PlugAndPlayMethod):
             steps=steps,
             **base,
         )
-        # A copy: float64 is this method's own.
-        self.denoiser = copy.deepcopy(as_backbone(denoiser)).double().eval().requires_grad_(False)
+        # A copy: it is changed here.
+        self.denoiser = copy.deepcopy(as_backbone(denoiser)).eval().requires_grad_(False)
+        # A prior is a difference of large numbers; convolutions in float64 take many times as long.
+        self.precision = torch.float64 if hasattr(self.denoiser.network, "potential") else torch.float32
+        self.denoiser.to(self.precision)
 
     def prox(self, v: Tensor) -> Tensor:
-        return self.denoiser(v)
+        return self.denoiser(v.to(self.precision)).to(v)
 
     def prior(self, v: Tensor, x: Tensor) -> Tensor | None:
         return known_prior(self.denoiser.network, v, x)

@@ -193,7 +193,7 @@ def test_digits_as_pictures(monkeypatch):
 def test_crops_of_photographs(tmp_path):
     """Files as load_crops looks for them: a ramp of rows, 21 pictures to train and validate, one to test."""
     ramp = np.arange(16, dtype=np.uint8)[:, None] * np.ones((1, 24), dtype=np.uint8)
-    for name, count in (("Train400", 21), ("Set12", 1)):
+    for name, count in (("Train400", 21), ("Set12", 1), ("BSD68", 1)):
         (tmp_path / "denoising" / name).mkdir(parents=True)
         for i in range(count):
             Image.fromarray(ramp + i).save(tmp_path / "denoising" / name / f"{i:02}.png")
@@ -203,8 +203,16 @@ def test_crops_of_photographs(tmp_path):
     assert test[:, 0, 0, 0].tolist() == [0, 0, 0, 8, 8, 8]  # two rows of three crops
     assert torch.equal(test[0, 0, :, 0], torch.arange(8.0))
     train = (sets.train.fields["image"] * 255).round()
-    assert train[:, 0, 0, 0].tolist() == [0, 0, 8]  # every second of the six
+    assert train[:, 0, 0, 0].tolist() == sorted(
+        train[:, 0, 0, 0].tolist()
+    )  # three of the six, in their order
+    assert torch.equal(
+        load_crops(tmp_path, size=8, each=3, test_each=6).val.fields["image"], sets.val.fields["image"]
+    )
+    assert len(load_crops(tmp_path, size=8, each=1, test_each=2, pictures="BSD68").test) == 2
     with pytest.raises(UserError, match="denoising/Train400"):
         load_crops(tmp_path / "elsewhere", size=8, each=1, test_each=1)
     with pytest.raises(UserError, match="each=0"):
         load_crops(tmp_path, size=8, each=0, test_each=1)
+    with pytest.raises(UserError, match="Set12"):
+        load_crops(tmp_path, size=8, each=1, test_each=1, pictures="Set14")
