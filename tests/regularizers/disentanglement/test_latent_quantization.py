@@ -10,13 +10,9 @@ from torch import nn
 from regbench.backbones.autoencoder import mlp_autoencoder
 from regbench.backbones.small import mlp
 from regbench.errors import UserError
+from regbench.functional.quantisation import first_codebook, quantise, straight_through
 from regbench.regularizers.disentanglement.ae import PlainAutoencoder
-from regbench.regularizers.disentanglement.latent_quantization import (
-    LatentQuantization,
-    first_codebook,
-    quantise,
-    straight_through,
-)
+from regbench.regularizers.disentanglement.latent_quantization import LatentQuantization
 from support import history, read_result, weights
 
 C = [0.03, -0.47, 0.9, -0.2]
@@ -181,7 +177,7 @@ def test_symbols_of_the_test_are_places(train, tmp_path):
     code, folder = train(
         "regularizer=latent_quantization", "dataset.counts.x=2", "dataset.counts.y=2", "dataset.batch_size=24",
         "trainer.max_epochs=40", "trainer.check_val_every_n_epoch=40", "logger=none", "progress=none",
-        "callbacks=[default,disentanglement]", "callbacks.disentanglement.regressor=forest",
+        "callbacks=[default,disentanglement]", "callbacks.disentanglement.regressor=lasso",
     )  # fmt: skip
     assert code == 0
     metrics = read_result(folder)["metrics"]
