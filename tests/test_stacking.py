@@ -128,7 +128,7 @@ def test_a_method_with_a_loop_of_its_own_says_so(slug):
     cls = registry.load(slug)
     own = any(
         getattr(cls, name) is not getattr(ClassificationMethod, name)
-        for name in ("training_loss", "training_step")
+        for name in ("training_loss", "training_step", "configure_optimizers")
     )
     assert cls.owns_loop == own
 

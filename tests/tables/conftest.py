@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -163,18 +165,19 @@ class Sweeps:
         path.write_text(yaml.safe_dump(text, sort_keys=False))
         return f"table={path}"
 
-    def start(self, *arguments: str, runs="runs", logger="none") -> warm.Program:
+    def start(self, *arguments: str, runs="runs", logger="none") -> warm.Program | subprocess.Popen:
         """`python scripts/reproduce.py scale=tiny …` in a process group of its own; its errors are in its output."""
         own = ["scale=tiny", f"runs_dir={self.folder / runs}", f"reports_dir={self.folder / 'reports'}"]
         if logger:
             own.append(f"logger={logger}")
-        return warm.Program(
-            ROOT / "scripts" / "reproduce.py",
-            (*own, *arguments),
-            cwd=self.folder,
-            environment=self.environment,
-            merge=True,
-        )
+        program, whole = ROOT / "scripts" / "reproduce.py", (*own, *arguments)
+        if any(argument.startswith("hydra/launcher=") for argument in arguments):
+            # A new interpreter: joblib's workers wait for ever below a fork.
+            return subprocess.Popen(
+                [sys.executable, str(program), *whole], cwd=self.folder, env=self.environment, text=True,
+                start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        return warm.Program(program, whole, cwd=self.folder, environment=self.environment, merge=True)
 
     def run(self, *arguments: str, expect=0, **options) -> str:
         """The whole output of a sweep that ends with the exit code `expect`."""

@@ -71,8 +71,8 @@ class ClassificationMethod(Method):
         stack: methods on top of this one, each a slug or {slug: {option: value}}; they share the backbone.
 
     Attributes:
-        owns_loop: whether the method trains in a way of its own (it overrides `training_loss` or `training_step`);
-            it then neither stacks nor takes others on top.
+        owns_loop: whether the method trains in a way of its own (it overrides `training_loss`, `training_step` or
+            `configure_optimizers`); it then neither stacks nor takes others on top.
         objective_takes_mixed: whether `objective` can take a batch that another method has mixed.
         why_not_mixed: the reason where it can't, a clause.
         replaces_layers: whether it puts other layers in the place of the network's.
