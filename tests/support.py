@@ -79,6 +79,31 @@ class StopAfter(pl.Callback):
             raise KeyboardInterrupt
 
 
+def check_resume(train, *options: str, after: int) -> Path:
+    """Stopped in the epoch after `after` whole ones and resumed, a run ends where a whole one ends, bit for bit.
+
+    Args:
+        train: the fixture.
+
+    Returns:
+        The whole run's folder.
+    """
+    code, whole = train(*options, run_dir="whole")
+    assert code == 0
+    stop = f"+callbacks.stop={{_target_: support.StopAfter, epochs: {after}}}"
+    code, stopped = train(*options, stop, run_dir="stopped")
+    assert code == 130
+    assert not (stopped / "result.json").exists()
+    code, _ = train(f"resume={stopped}", "callbacks.stop.epochs=99")
+    assert code == 0
+    again = weights(stopped)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, again[name]), name
+    assert history(whole) == history(stopped)
+    assert read_result(whole)["metrics"] == read_result(stopped)["metrics"]
+    return whole
+
+
 class Poison(pl.Callback):
     """Makes a weight NaN before one batch."""
 

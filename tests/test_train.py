@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from regbench.loggers import History
-from support import QUICK, ROOT, history, read_result, weights
+from support import QUICK, ROOT, check_resume, history, read_result, weights
 
 
 def test_a_run_leaves_result_config_metrics_and_checkpoints(train):
@@ -68,17 +68,7 @@ RESUMED = ["regularizer=mixup", "dataset=digits", "backbone=small_cnn", "backbon
 
 def test_resuming_continues_bit_for_bit(train):
     """An interrupted run, resumed with the whole length, ends where an uninterrupted one ends."""
-    _, whole = train(*RESUMED, "trainer.max_epochs=4", run_dir="whole")
-    code, stopped = train(*RESUMED, "trainer.max_epochs=4", "+callbacks.stop={_target_: support.StopAfter, epochs: 2}",
-                          run_dir="stopped")  # fmt: skip
-    assert code == 130
-    assert not (stopped / "result.json").exists()
-    code, _ = train(f"resume={stopped}", "callbacks.stop.epochs=99")
-    assert code == 0
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(stopped)[name]), name
-    assert history(whole) == history(stopped)
-    assert read_result(whole)["metrics"] == read_result(stopped)["metrics"]
+    check_resume(train, *RESUMED, "trainer.max_epochs=4", after=2)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train):

@@ -7,12 +7,16 @@ from torchmetrics import MeanMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 
+def psnr(found: Tensor, image: Tensor) -> Tensor:
+    """PSNR in dB of pictures with pixels in [0, 1], what lies outside clipped: mean over the pictures."""
+    return peak_signal_noise_ratio(found.clamp(0, 1), image, data_range=1.0, dim=(1, 2, 3))
+
+
 def picture_quality(found: Tensor, image: Tensor) -> dict[str, Tensor]:
     """PSNR in dB and SSIM of pictures with pixels in [0, 1]: means over the pictures."""
-    found = found.clamp(0, 1)
     return {
-        "psnr": peak_signal_noise_ratio(found, image, data_range=1.0, dim=(1, 2, 3)),
-        "ssim": structural_similarity_index_measure(found, image, data_range=1.0),
+        "psnr": psnr(found, image),
+        "ssim": structural_similarity_index_measure(found.clamp(0, 1), image, data_range=1.0),
     }
 
 

@@ -18,7 +18,7 @@ from regbench.functional.proximal import (
     prior_of_output,
     proximal_gradient,
 )
-from regbench.metrics.pictures import Means, picture_quality
+from regbench.metrics.pictures import Means, picture_quality, psnr
 from regbench.regularizers.base import Method, batch_fields
 
 # Raised when a change in this file changes numbers: the family's finished runs are then run again.
@@ -204,7 +204,7 @@ class PlugAndPlayMethod(Method):
             y = clean + self.degradation["noise"] * noise_like(clean, self.seed, "measurement", index)
             start = physics.A_adjoint(y)
             x, step = self._solve(physics, y, start)
-        values = {"step": step.mean(), "psnr_start": picture_quality(start, image)["psnr"]}
+        values = {"step": step.mean(), "psnr_start": psnr(start, image)}
         self._means.add(picture_quality(x, image) | values, len(image))
         return {"image": image, "degraded": start, "restored": x}
 

@@ -8,7 +8,7 @@ from torch import nn
 from regbench.errors import UserError
 from regbench.regularizers.classification.base import Batch
 from regbench.regularizers.classification.ps_kd import PSKD, mixing_weight, refined_target
-from support import QUICK, weights
+from support import QUICK, check_resume
 
 Z = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
 Y = torch.tensor([0, 2])
@@ -142,13 +142,7 @@ def test_a_resumed_run_has_the_same_targets():
 @pytest.mark.parametrize("teacher", ["table", "previous_epoch_weights"])
 def test_an_interrupted_run_ends_where_a_whole_one_ends(train, teacher):
     run = ["regularizer=ps_kd", f"regularizer.teacher={teacher}", *QUICK, "trainer.max_epochs=3"]
-    _, whole = train(*run, run_dir="whole")
-    stop = "+callbacks.stop={_target_: support.StopAfter, epochs: 1}"
-    code, stopped = train(*run, stop, run_dir="stopped")
-    assert code == 130
-    train(f"resume={stopped}", "callbacks.stop.epochs=99")
-    for name, value in weights(whole).items():
-        assert value.equal(weights(stopped)[name]), name
+    check_resume(train, *run, after=1)
 
 
 def test_the_table_trains_no_parameter_and_ddp_leaves_it_alone():

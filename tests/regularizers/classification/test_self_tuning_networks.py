@@ -35,7 +35,7 @@ from regbench.regularizers.classification.self_tuning_networks import (
     perturbed,
     respond,
 )
-from support import history, read_result, weights
+from support import check_resume, history, read_result, weights
 
 # -- the response layer ----------------------------------------------------------------------------------------
 
@@ -405,18 +405,7 @@ LENGTH = {
 @pytest.mark.parametrize("slug", list(LENGTH))
 def test_resuming_continues_bit_for_bit(train, slug):
     options = [f"regularizer={slug}", *LENGTH[slug], *DIGITS, "trainer.max_epochs=4"]
-    _, whole = train(*options, run_dir="whole")
-    stop = (
-        "+callbacks.stop={_target_: support.StopAfter, epochs: 3}"  # within a trial, and after tuning began
-    )
-    code, stopped = train(*options, stop, run_dir="stopped")
-    assert code == 130
-    code, _ = train(f"resume={stopped}", "callbacks.stop.epochs=99")
-    assert code == 0
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(stopped)[name]), name
-    assert history(whole) == history(stopped)
-    assert read_result(whole)["metrics"] == read_result(stopped)["metrics"]
+    check_resume(train, *options, after=3)  # within a trial, and after tuning began
 
 
 def test_hyperparameters_move_after_the_warm_up_only(train):

@@ -16,7 +16,7 @@ from regbench.functional import mixing
 from regbench.regularizers.noisy_labels import dividemix
 from regbench.regularizers.noisy_labels.dividemix import DivideMix, clean_probability
 from regbench.seeding import streams
-from support import history, read_result, weights
+from support import check_resume, read_result
 
 LAM = 0.7  # of a drawn 0.3: the larger share is the image's own
 LABELLED, UNLABELLED = torch.randn(2, 2, 2, 1, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -299,15 +299,7 @@ RUN = ["regularizer=dividemix", "dataset=digits", "dataset.train_size=200", "dat
 
 def test_resuming_continues_bit_for_bit(train):
     """Stopped in the third epoch, whose division averages the second's losses."""
-    _, whole = train(*RUN, run_dir="whole")
-    code, stopped = train(*RUN, "+callbacks.stop={_target_: support.StopAfter, epochs: 2}", run_dir="stopped")
-    assert code == 130
-    code, _ = train(f"resume={stopped}", "callbacks.stop.epochs=99")
-    assert code == 0
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(stopped)[name]), name
-    assert history(whole) == history(stopped)
-    assert read_result(whole)["metrics"] == read_result(stopped)["metrics"]
+    check_resume(train, *RUN, after=2)
 
 
 def test_it_beats_cross_entropy_with_wrong_labels(train):
