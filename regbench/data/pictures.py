@@ -1,22 +1,24 @@
 """Pictures without labels: field `image`, float32 (N, C, H, W), pixels in [0, 1]."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from regbench import seeding
 from regbench.data.builtin import load_mnist5k
-from regbench.data.files import missing
+from regbench.data.files import missing, open_image
 from regbench.data.samples import Samples, SampleSets
 from regbench.data.sets import SPLIT_SEED, balanced_subset, fingerprint, split_off
 from regbench.errors import UserError, unknown
 from regbench.paths import data_root
 
 VAL_FRACTION = 0.1
-VAL_PICTURES = 20  # of Train400
-TEST_PICTURES = ("Set12", "BSD68")
+VAL_PICTURES = 0.05  # of the training pictures: 20 of Train400
+TEST_PICTURES = ("Set12", "BSD68", "CBSD68")
+SPLIT_PICTURES = 20  # the test's, where it has no training pictures but its own
 
 
 def load_digits(root: str | None = None, *, size: int, test: int) -> SampleSets:
@@ -45,17 +47,27 @@ def load_digits(root: str | None = None, *, size: int, test: int) -> SampleSets:
 
 
 def load_crops(
-    root: str | None = None, *, size: int, each: int, test_each: int, pictures: str = "Set12"
+    root: str | None = None,
+    *,
+    size: int,
+    each: int,
+    test_each: int,
+    pictures: str = "Set12",
+    train: str = "Train400",
+    colour: bool = False,
 ) -> SampleSets:
-    """Grey crops of photographs: Train400's for training and validation (its last 20 pictures), others' for the test.
+    """Crops of photographs: those of one folder for training and validation, those of another for the test.
 
-    Under `root`: denoising/Train400 and denoising/Set12 or BSD68 with PNG files, as the denoising field shares them.
+    Under `root`: denoising/<folder> with PNG files, as the denoising field shares them. One in twenty of the training
+    pictures, the last ones, validates. Where both folders are the same, its last 20 pictures are the test's.
 
     Args:
         size: side of the crops in pixels.
-        each: crops of a picture of Train400, at most; drawn from a grid without overlap, the same for every seed.
+        each: crops of a training picture, at most; drawn from a grid without overlap, the same for every seed.
         test_each: likewise of a test picture.
-        pictures: of the test, Set12 or BSD68.
+        pictures: folder of the test: Set12, BSD68 or CBSD68.
+        train: folder of training and validation: Train400, or that of the test.
+        colour: three channels, of colour files only; False makes colour files grey.
     """
     if size < 8 or min(each, test_each) < 1:
         raise UserError(
@@ -63,46 +75,71 @@ def load_crops(
         )
     if pictures not in TEST_PICTURES:
         raise unknown("dataset.pictures", str(pictures), TEST_PICTURES)
+    if train not in (trains := ("Train400", pictures)):
+        raise unknown("dataset.train", str(train), trains)
     folder = data_root(root) / "denoising"
-    grey = {}
-    for name in ("Train400", pictures):
+    opened = {}
+    for name in {train, pictures}:
         files = sorted((folder / name).glob("*.png"))
         if not files:
             raise missing(
-                f"Train400 with {pictures}",
+                " and ".join(sorted({train, pictures})),
                 data_root(root),
-                [f"denoising/Train400 and denoising/{pictures} with PNG files"],
+                [f"denoising/{name} with PNG files" for name in sorted({train, pictures})],
             )
-        grey[name] = [torch.from_numpy(np.asarray(Image.open(file).convert("L")).copy()) for file in files]
-    train, val = grey["Train400"][:-VAL_PICTURES], grey["Train400"][-VAL_PICTURES:]
+        opened[name] = [_opened(file, colour) for file in files]
+        if colour and all(bool((picture == picture[:1]).all()) for picture in opened[name]):
+            raise UserError(
+                f"dataset.colour=true, but all pictures of {folder / name} are grey. Choose dataset.pictures=CBSD68 "
+                "dataset.train=CBSD68, or leave dataset.colour out."
+            )
+    test = opened[pictures]
+    if train == pictures:
+        if len(test) <= SPLIT_PICTURES + 1:
+            raise UserError(
+                f"dataset.train={train} is the test's folder too: {len(test)} pictures are too few to split, since "
+                f"{SPLIT_PICTURES} are the test's. Choose dataset.train=Train400 or dataset.pictures=BSD68."
+            )
+        opened[train], test = test[:-SPLIT_PICTURES], test[-SPLIT_PICTURES:]
+    validate = max(1, round(VAL_PICTURES * len(opened[train])))
     splits = {
         name: torch.cat([crops(picture, size, count) for picture in chosen])
         for name, chosen, count in (
-            ("train", train, each),
-            ("val", val, each),
-            ("test", grey[pictures], test_each),
+            ("train", opened[train][:-validate], each),
+            ("val", opened[train][-validate:], each),
+            ("test", test, test_each),
         )
     }
     return SampleSets(
         **{name: Samples({"image": image.float() / 255}) for name, image in splits.items()},
-        shape=(1, size, size),
+        shape=tuple(splits["train"].shape[1:]),
         outputs=0,
         fingerprint=fingerprint(*splits.values()),
-        notes=f"Crops of photographs; the test's are of {pictures}.",
+        notes=f"Crops of photographs; the test's are of {len(test)} of {pictures}.",
     )
 
 
+def _opened(file: Path, colour: bool) -> Tensor:
+    """uint8 (C, H, W)."""
+    pixels = torch.from_numpy(np.array(open_image(file).convert("RGB" if colour else "L")))
+    return pixels.permute(2, 0, 1) if colour else pixels[None]
+
+
 def crops(picture: Tensor, size: int, count: int) -> Tensor:
-    """(n, 1, size, size), n = count at most: crops of a picture (H, W), drawn from a grid without overlap.
+    """(n, C, size, size), n = count at most: crops of a picture (C, H, W), drawn from a grid without overlap.
 
     Pictures of one size are cropped at the same places, for every seed.
 
-    >>> crops(torch.arange(12).view(2, 6), 2, 3).flatten(1).tolist()
+    >>> crops(torch.arange(12).view(1, 2, 6), 2, 3).flatten(1).tolist()
     [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
     """
-    rows, columns = picture.shape[0] // size, picture.shape[1] // size
-    grid = picture[: rows * size, : columns * size].unfold(0, size, size).unfold(1, size, size)
-    whole = grid.reshape(-1, 1, size, size)
+    channels, height, width = picture.shape
+    grid = (
+        picture[:, : height // size * size, : width // size * size]
+        .unfold(1, size, size)
+        .unfold(2, size, size)
+    )
+    whole = grid.flatten(1, 2).transpose(0, 1).reshape(-1, channels, size, size)
     # Not every n-th: where n and the grid's width have a common divisor, all crops would be of a few columns.
     order = torch.randperm(len(whole), generator=seeding.generator(SPLIT_SEED, "crops"))
     return whole[order[:count].sort().values]

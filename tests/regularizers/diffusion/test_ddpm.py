@@ -198,14 +198,12 @@ def test_crops_of_photographs(tmp_path):
         for i in range(count):
             Image.fromarray(ramp + i).save(tmp_path / "denoising" / name / f"{i:02}.png")
     sets = load_crops(tmp_path, size=8, each=3, test_each=6)
-    assert (len(sets.train), len(sets.val), len(sets.test)) == (3, 60, 6)
+    assert (len(sets.train), len(sets.val), len(sets.test)) == (60, 3, 6)
     test = (sets.test.fields["image"] * 255).round()
     assert test[:, 0, 0, 0].tolist() == [0, 0, 0, 8, 8, 8]  # two rows of three crops
     assert torch.equal(test[0, 0, :, 0], torch.arange(8.0))
-    train = (sets.train.fields["image"] * 255).round()
-    assert train[:, 0, 0, 0].tolist() == sorted(
-        train[:, 0, 0, 0].tolist()
-    )  # three of the six, in their order
+    first = (sets.train.fields["image"][:3, 0, 0, 0] * 255).round().tolist()
+    assert first == sorted(first)  # three of the six of one picture, in their order
     assert torch.equal(
         load_crops(tmp_path, size=8, each=3, test_each=6).val.fields["image"], sets.val.fields["image"]
     )
@@ -216,3 +214,33 @@ def test_crops_of_photographs(tmp_path):
         load_crops(tmp_path, size=8, each=0, test_each=1)
     with pytest.raises(UserError, match="Set12"):
         load_crops(tmp_path, size=8, each=1, test_each=1, pictures="Set14")
+    for options, says in (
+        ({"pictures": "BSD68", "train": "Set12"}, "Train400"),
+        ({"pictures": "BSD68", "train": "BSD68"}, "1 pictures are too few to split"),
+        ({"colour": True}, "grey"),
+    ):
+        with pytest.raises(UserError, match=says):
+            load_crops(tmp_path, size=8, each=1, test_each=1, **options)
+
+
+def test_crops_of_colour_photographs(tmp_path):
+    """22 pictures of (i, i + 100, 255 - i) train, validate and test: the last 20 are the test's, one validates."""
+    folder = tmp_path / "denoising" / "CBSD68"
+    folder.mkdir(parents=True)
+    for i in range(22):
+        Image.new("RGB", (16, 9), (i, i + 100, 255 - i)).save(folder / f"{i:02}.png")
+    options = {"size": 8, "each": 2, "test_each": 1, "pictures": "CBSD68", "train": "CBSD68"}
+    sets = load_crops(tmp_path, **options, colour=True)
+    assert sets.shape == (3, 8, 8)
+    pixels = {
+        name: (getattr(sets, name).fields["image"][:, :, 3, 3] * 255).round().tolist()
+        for name in ("train", "val", "test")
+    }
+    assert pixels["train"] == 2 * [[0, 100, 255]]
+    assert pixels["val"] == 2 * [[1, 101, 254]]
+    assert pixels["test"] == [[i, i + 100, 255 - i] for i in range(2, 22)]
+
+    grey = load_crops(tmp_path, **options)
+    assert grey.shape == (1, 8, 8)
+    # ITU-R 601: .299 R + .587 G + .114 B
+    assert grey.train.fields["image"][0, 0, 0, 0].item() * 255 == pytest.approx(58.7 + 0.114 * 255, abs=0.5)
