@@ -286,6 +286,12 @@ def _sets(
     if evaluate is not None and evaluate < len(train):
         order = torch.randperm(len(train), generator=seeding.generator(SPLIT_SEED, "evaluate"))[:evaluate]
         test, chosen = Samples({"image": images[order], "factors": numbered[order]}), f"{evaluate} of them"
+    for factor, column in zip(names, test.fields["factors"].T, strict=True):
+        if len(column.unique()) < 2:
+            raise UserError(
+                f"The factor '{factor}' has a single value in the {len(test)} evaluated images, so that nothing can be "
+                "measured of it: raise dataset.evaluate, or set it to null for all images."
+            )
     sizes = ", ".join(f"{n} {int(k)}" for n, k in zip(names, numbered.amax(0) + 1, strict=True))
     return SampleSets(
         train,

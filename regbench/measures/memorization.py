@@ -1,6 +1,5 @@
 """Whether a network learns wrong labels: its predictions on training images against both labels (`memorization`)."""
 
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,7 +9,7 @@ from torch import Tensor
 from regbench.data.module import ImageDataModule
 from regbench.errors import UserError
 from regbench.functional.distributed import world_size
-from regbench.measures.pictures import log_picture
+from regbench.measures.pictures import draw_curves, log_picture
 
 NAMES = ("clean_accuracy", "wrong_true", "wrong_given", "wrong_other")
 CURVES = {  # name → style and label in the picture
@@ -115,7 +114,12 @@ class Memorization(pl.Callback):
         values["label_noise"] = float(total[2]) / float(total[0] + total[2])
         module.log_dict({f"test/{name}": value for name, value in values.items()})
         if self.figures and self.curves:
-            log_picture(trainer, "memorization", "train/memorization", lambda path: draw(path, self.curves))
+            log_picture(
+                trainer,
+                "memorization",
+                "train/memorization",
+                lambda path: draw_curves(path, self.curves, CURVES, "share of images"),
+            )
 
     @torch.no_grad()
     def _counts(self, trainer: pl.Trainer, module: pl.LightningModule, split: str) -> Tensor:
@@ -142,18 +146,3 @@ def _true_labels(trainer: pl.Trainer) -> Tensor:
             "wrong ones, or where a set brings both. Set dataset.noise.kind, or leave the callback out."
         )
     return true
-
-
-def draw(path: Path, curves: list[dict[str, float]]) -> None:
-    """A picture of the measures against epochs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    panel = figure.subplots()
-    epochs = [row["epoch"] + 1 for row in curves]
-    for name, (style, label) in CURVES.items():
-        if name in curves[0]:
-            panel.plot(epochs, [row[name] for row in curves], style, label=label)
-    panel.set(xlabel="epoch", ylabel="share of images", ylim=(0, 1))
-    figure.legend(loc="outside lower left", fontsize="small")
-    figure.savefig(path, dpi=80)

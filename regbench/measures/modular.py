@@ -14,7 +14,7 @@ from regbench.backbones.modular import ModularMLP
 from regbench.data.samples import Samples
 from regbench.errors import UserError
 from regbench.functional.fourier import inverse_participation_ratio
-from regbench.measures.pictures import log_picture
+from regbench.measures.pictures import draw_curves, log_picture
 from regbench.regularizers.theory.base import SampleClassifier
 
 ORDERS = ("lowest", "highest", "random")  # of the units that are pruned: by IPR, or drawn
@@ -154,7 +154,12 @@ class ModularMeasures(pl.Callback):
             values |= {f"{order}_{share}_{part}": value for part, value in parts.items()}
         module.log_dict({f"test/{name}": value for name, value in values.items()})
         if self.figures and self.curves:
-            log_picture(trainer, "modular", "train/modular", lambda path: draw(path, self.curves))
+            log_picture(
+                trainer,
+                "modular",
+                "train/modular",
+                lambda path: draw_curves(path, self.curves, CURVES, "accuracy"),
+            )
         if self.figures and pruned:
             log_picture(trainer, "pruning", "test/pruning", lambda path: draw_pruning(path, pruned))
 
@@ -217,21 +222,6 @@ def gains(module: SampleClassifier) -> dict[str, float]:
     if len(gain.unique()) > 1:  # else there is no correlation
         found["gain_ipr"] = float(spearmanr(ipr.cpu(), gain.cpu()).statistic)
     return found
-
-
-def draw(path: Path, curves: list[dict[str, float]]) -> None:
-    """A picture of the accuracies against epochs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4.5), layout="constrained")
-    panel = figure.subplots()
-    epochs = [row["epoch"] + 1 for row in curves]
-    for name, (style, label) in CURVES.items():
-        if name in curves[0]:
-            panel.plot(epochs, [row[name] for row in curves], style, label=label)
-    panel.set(xlabel="epoch", ylabel="accuracy", ylim=(-0.02, 1.02))
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    figure.savefig(path, dpi=80)
 
 
 def draw_pruning(path: Path, pruned: dict[tuple[str, int], dict[str, float]]) -> None:

@@ -96,6 +96,7 @@ def test_every_combination_of_rooms():
         ({"counts": {"scale": 1}}, "A factor needs two values"),
         ({"size": 3}, "images 4 pixels"),
         ({"evaluate": 0}, "dataset.evaluate=0"),
+        ({"evaluate": 1}, "has a single value in the 1 evaluated images"),
     ],
 )
 def test_mistakes(options, says):
@@ -143,16 +144,16 @@ def test_shapes3d(tmp_path):
 
 
 def test_mpi3d(tmp_path):
-    sizes = (2, 1, 2, 1, 1, 3, 2)
-    images = np.arange(24, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    sizes = (2, 2, 2, 2, 2, 3, 2)
+    images = np.arange(192, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
     np.savez(tmp_path / "mpi3d_real_complex.npz", images=images)
-    with pytest.raises(UserError, match=r"24 images, and dataset\.sizes=None"):
+    with pytest.raises(UserError, match=r"192 images, and dataset\.sizes=None"):
         load_mpi3d(str(tmp_path))
     sets = load_mpi3d(str(tmp_path), sizes=sizes)
     factors = sets.train.fields["factors"]
     # image 17 = ((1·2 + 0)·3 + 2)·2 + 1: the last factor moves first
     assert sets.train.fields["image"][17].unique().tolist() == [17]
-    assert factors[17].tolist() == [1, 0, 0, 0, 0, 2, 1]
+    assert factors[17].tolist() == [0, 0, 0, 1, 0, 2, 1]
     assert all(math.prod(sizes) == count for count, sizes in MPI3D_SIZES.items())
 
 

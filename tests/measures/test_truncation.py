@@ -1,13 +1,16 @@
 """Networks cut to low rank, measured on tests whose answer is known, and what networks cost."""
 
+import time
+
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from regbench.backbones.low_rank import cut_to, factorise, layers_of
 from regbench.errors import UserError
 from regbench.functional.low_rank import rank_at
-from regbench.measures.truncation import Truncation
+from regbench.measures.truncation import Truncation, milliseconds
 from regbench.training import data_module, load_network
 from support import read_result
 
@@ -68,7 +71,54 @@ def test_batch_norms_follow_the_cut_and_the_run_is_left_as_it_is(train):
     assert metrics["test/accuracy_rank_30"] > 0.3
 
 
-@pytest.mark.parametrize("options", [{"shares": [0.0]}, {"budgets": [1.0]}, {"samples": 0}])
-def test_mistakes(options):
-    with pytest.raises(UserError, match=r"shares in \(0, 1\]"):
+def test_latency_is_of_the_exported_networks(train):
+    """A tenth of the ranks of a wide layer takes less time than the layer; both are drawn."""
+    run = [
+        *RUN,
+        "backbone=mlp",
+        "backbone.hidden=[2048,2048]",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+    ]
+    cuts = [
+        "callbacks=[default,truncation]",
+        "callbacks.truncation.shares=[0.02]",
+        "callbacks.truncation.budgets=[]",
+    ]
+    _, folder = train(*run, *cuts, "callbacks.truncation.latency=8")
+    metrics = read_result(folder)["metrics"]
+    assert {name for name in metrics if name.startswith("test/ms_")} == {"test/ms_uncut", "test/ms_rank_2"}
+    assert 0 < metrics["test/ms_rank_2"] < metrics["test/ms_uncut"]
+    assert Image.open(folder / "figures" / "latency.png").size == (750, 540)
+
+
+def test_times_are_medians_in_milliseconds():
+    """A network that sleeps for 2 ms, and one that sleeps for 4 ms."""
+
+    class Sleeps(nn.Module):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, image):
+            time.sleep(self.seconds)
+
+    found = milliseconds({"short": Sleeps(0.002), "long": Sleeps(0.004)}, torch.zeros(1))
+    assert list(found) == ["short", "long"]
+    assert found["short"] >= 2
+    assert found["long"] >= 4
+    assert max(found.values()) < 200  # neither seconds nor microseconds; a busy machine is slow
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"shares": [0.0]}, r"shares in \(0, 1\]"),
+        ({"budgets": [1.0]}, "budgets in"),
+        ({"samples": 0}, "samples of 1"),
+        ({"latency": -1}, "latency=-1"),
+    ],
+)
+def test_mistakes(options, says):
+    with pytest.raises(UserError, match=says):
         Truncation(**options)

@@ -44,7 +44,7 @@ def latex_tables(results: dict[str, Any]) -> str:
     """Two floats: published beside measured, and the claims."""
     shown = view(results)
     parts = ["% needs \\usepackage{booktabs}", _table(results, shown)]
-    return "\n\n".join(parts + ([_claims(results, shown)] if shown.verdicts else [])) + "\n"
+    return "\n\n".join(parts + ([_claims(results, shown)] if results["claims"] else [])) + "\n"
 
 
 def escape(text: str) -> str:
@@ -96,7 +96,8 @@ def _claims(results: dict[str, Any], shown: View) -> str:
         lines.append(("\\quad " if verdict.part else "") + _row([escape(text) for text in texts]))
     caption = f"{escape(results['title'])}: claims, judged at scale {escape(results['scale'])}."
     spec = "p{0.27\\linewidth}lrrrp{0.17\\linewidth}"
-    return _float(results, "-claims", caption, spec, lines, [])
+    left = "; ".join(escape(line.says) for line in shown.unjudged)
+    return _float(results, "-claims", caption, spec, lines, [f"Not judged here: {left}."] if left else [])
 
 
 def _float(

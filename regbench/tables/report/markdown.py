@@ -20,6 +20,8 @@ def markdown_tables(results: dict[str, Any]) -> str:
     parts += [_grid(results, shown), escape(shown.caption) + _notes(shown)]
     if shown.verdicts:
         parts.append(_claims(shown.verdicts))
+    if shown.unjudged:
+        parts.append(f"Not judged here: {'; '.join(escape(line.says) for line in shown.unjudged)}.")
     parts.append(
         f"Made by `{results['command']}` ({results['made']}, {hours(results['cost_s'])} of training)."
     )

@@ -11,6 +11,7 @@ UNITS = {"percent": "%", "fraction": "", "": ""}  # any other unit is shown as i
 DIFFERENCES = {"percent": "points", "fraction": "", "": ""}  # the unit of a difference
 RATIO = "times"  # the unit of a claim on ratios
 NOTHING = "–"
+UNJUDGED = "not measured"  # a verdict
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Verdict:
 
 @dataclass
 class View:
-    """A results dict in words: `rows` are (label, one entry a column); `sources` are letter → source."""
+    """A results dict in words: `rows` are (label, one entry a column); `sources` are letter → source.
+
+    `unjudged` are the claims of which nothing could be judged, such as those on columns that a scale leaves out.
+    """
 
     rows: list[tuple[str, list[Entry]]]
     columns: list[str]
@@ -50,6 +54,7 @@ class View:
     notes: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
+    unjudged: list[Verdict] = field(default_factory=list)
 
 
 def view(results: dict[str, Any]) -> View:
@@ -82,6 +87,7 @@ def view(results: dict[str, Any]) -> View:
             published_value=shown["value"] if shown else None,
         )
 
+    verdicts = list(_verdicts(results["claims"]))
     rows = [(label, [entry(key, column["key"]) for column in columns]) for key, label in labels.items()]
     return View(
         rows=rows,
@@ -90,7 +96,8 @@ def view(results: dict[str, Any]) -> View:
         published=bool(sources),
         notes=notes,
         sources={letter: source for source, letter in sources.items()},
-        verdicts=list(_verdicts(results["claims"])),
+        verdicts=[line for line in verdicts if line.part or line.verdict != UNJUDGED],
+        unjudged=[line for line in verdicts if not line.part and line.verdict == UNJUDGED],
     )
 
 

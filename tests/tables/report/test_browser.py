@@ -117,12 +117,12 @@ def test_the_filter_leaves_the_rows_that_have_all_words(browser, site):
     browser.get(site)
     box = browser.find_element("id", "filter")
     count = browser.find_element("css selector", ".filter output")
-    assert count.text == "53 of 53"
+    assert count.text == "53 of 53 entries"
 
     box.send_keys("GRAPHS paper_4")
     found = [row[0].partition(",")[2] for row in rows(browser, "table.index")]
     assert found == [f" number {i}paper_{i}" for i in (4, 40, 42, 44, 46, 48)]
-    assert count.text == "6 of 53"
+    assert count.text == "6 of 53 entries"
     box.clear()
     box.send_keys("tables")
     assert [row[3] for row in rows(browser, "table.index")] == ["tables"]

@@ -4,6 +4,7 @@ import pytest
 
 from regbench.errors import UserError
 from regbench.tables.report import markdown_tables, update_page
+from regbench.tables.report.latex import latex_tables
 
 
 def row(text, label):
@@ -75,7 +76,19 @@ def test_verdicts_have_effect_interval_scale_and_data(results):
     assert row(text, "↳ Mixup")[1:4] == ["holds", "+0.40 points", "+0.15 to +0.65 (95 %)"]
     assert row(text, "Mixup is above no mixing")[1] == "**undecided**"
     assert row(text, "Mixup is above no mixing")[5] == "scale small, mnist5k; More seeds are needed."
-    assert row(text, "CutMix costs at most 1.5 times as much")[1:4] == ["**not measured**", "–", "–"]
+
+
+def test_claims_of_which_nothing_is_known_take_a_line_together(results):
+    results["claims"].append(results["claims"][-1] | {"says": "CutMix is quick"})
+    assert (
+        "\n\nNot judged here: CutMix costs at most 1.5 times as much; CutMix is quick.\n"
+        in markdown_tables(results)
+    )
+    left = r"\par Not judged here: CutMix costs at most 1.5 times as much; CutMix is quick."
+    assert left in latex_tables(results)
+
+    results["claims"] = results["claims"][:1]
+    assert "Not judged here" not in markdown_tables(results) + latex_tables(results)
 
 
 def test_a_ratio_has_no_sign(results):

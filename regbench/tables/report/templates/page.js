@@ -38,7 +38,7 @@ if (filter) {
       const text = row.textContent.toLowerCase();
       row.hidden = !words.every(word => text.includes(word));
     }
-    count.textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length}`;
+    count.textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} entries`;
   };
   filter.addEventListener("input", apply);
   filter.closest(".filter").hidden = false;
