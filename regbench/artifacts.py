@@ -76,6 +76,8 @@ def _names(role: str, names: Iterable[str]) -> list[str]:
 def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]], Any]) -> dict[str, Path]:
     """role → checkpoint, for each artifact of a configuration; a run that is missing is made first, and this is said.
 
+    Before that the run's own method and callbacks are built, so that their mistakes show before anything is trained.
+
     Args:
         cfg: a composed configuration.
         run: makes a run in a folder, e.g. `regbench.training.run`.
@@ -83,10 +85,7 @@ def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]]
     Raises:
         UserError: a file that is missing or has another checksum.
     """
-    found = {}
-    if cfg.artifacts:
-        for node in cfg.get("callbacks", {}).values():
-            build(node)  # their mistakes show before a network is trained for this run
+    found, rehearsed = {}, False
     for role, node in cfg.artifacts.items():
         if node.get("file") is not None:
             found[role] = _checked(role, Path(node.file), node.get("sha256"))
@@ -97,6 +96,9 @@ def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]]
             )
         maker = _maker(cfg, node)
         folder = RunFolder(Path(cfg.runs_dir).absolute() / (node.get("run") or _hash(maker)))
+        if not rehearsed and folder.result() is None:
+            _rehearse(cfg)
+            rehearsed = True
         with folder.lock:  # waits where another process is making it
             result = folder.result()
             if result is None:
@@ -107,6 +109,23 @@ def obtain(cfg: DictConfig, run: Callable[[DictConfig, Path, Mapping[str, Path]]
                 result = folder.result()
         found[role] = folder.path / result["tested"][0]
     return found
+
+
+def _rehearse(cfg: DictConfig) -> None:
+    """Builds the method, with untrained networks where it starts from trained ones, and the callbacks.
+
+    Raises:
+        UserError: a mistake in their options.
+    """
+    from regbench.training import build_untrained  # which imports this module
+
+    networks = {
+        role: _maker(cfg, node).backbone if node.get("overrides") else cfg.backbone
+        for role, node in cfg.artifacts.items()
+    }
+    build_untrained(cfg, networks)
+    for node in cfg.get("callbacks", {}).values():
+        build(node)
 
 
 def _maker(cfg: DictConfig, node: DictConfig) -> DictConfig:

@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from regbench import catalogue, registry
 from regbench.errors import UserError, unknown
-from regbench.stacking import with_defaults
+from regbench.stacking import defaults_of, with_defaults
 
 SELECTIONS = ("last", "best_val", "median_last_10")
 PROGRESS = ("auto", "bar", "lines", "none")
@@ -23,6 +23,10 @@ def check(cfg: DictConfig) -> None:
     entry = registry.find(cfg.regularizer.name)
     _check_task(entry, cfg)
     with_defaults(values["stack"])
+    for name, default in defaults_of(entry.slug).items():
+        given = values["regularizer"].get(name, default)
+        if isinstance(default, bool) and not isinstance(given, bool):
+            raise UserError(f"regularizer.{name}={given} must be true or false.")
     select = cfg.checkpoint.select
     if select not in SELECTIONS:
         raise unknown("checkpoint.select", str(select), SELECTIONS)

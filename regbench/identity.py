@@ -43,6 +43,8 @@ HARMLESS = (  # keys in those parts, with all below them, that change no number,
 # Keys that were added after runs had been made, at the value that leaves a run as it was without them: a run that has
 # this value keeps its hash.
 NEUTRAL: dict[str, Any] = {
+    "callbacks.truncation.latency": 0,
+    "dataset.colour": False,
     "dataset.labelled": None,
     "dataset.unlabelled.ratio": 7,
     "dataset.unlabelled.weak": None,
@@ -55,6 +57,7 @@ NEUTRAL: dict[str, Any] = {
     "dataset.noise.exact": False,
     "dataset.noise.class_map": None,
     "dataset.noise.validation": True,
+    "dataset.train": "Train400",
 }
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from regbench.checks import check
 from regbench.composing import compose_config
@@ -52,10 +52,17 @@ def merge_runs(runs: Sequence[Path], method: str, out: Path, overrides: Sequence
     of_same = [o for o in overrides if o.partition("=")[0].partition(".")[0] in SAME]
     others = [o for o in overrides if o not in of_same]
     cfg = compose_config([f"regularizer={METHODS[method]}", "logger=none", "progress=none", *others])
-    OmegaConf.set_struct(cfg, False)
     for key in SAME:
         cfg[key] = results[0]["config"][key]
-    cfg.merge_with_dotlist(of_same)
+    if groups := [o for o in of_same if o.startswith(("dataset=", "backbone="))]:
+        raise UserError(
+            f"{groups[0]}: data and network are those of the first run, of which options can be changed, such as "
+            "dataset.eval_batch_size=64. Put another run first for others."
+        )
+    try:
+        cfg.merge_with_dotlist(of_same)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{' '.join(of_same)} can't be set: {str(error).splitlines()[0]}.") from None
     cfg.artifacts = {role: {"file": str(path)} for role, path in artifacts.items()}
     check(cfg)
     run(cfg, out, artifacts)

@@ -50,7 +50,7 @@ def with_defaults(stack: Sequence[str | Mapping[str, Mapping[str, Any]]]) -> dic
     """
     found = {}
     for slug, options in read_stack(stack).items():
-        own = _defaults(slug)
+        own = defaults_of(slug)
         for name in options:
             if name not in own:
                 raise unknown(f"option of {slug} in stack named", name, own)
@@ -59,7 +59,7 @@ def with_defaults(stack: Sequence[str | Mapping[str, Mapping[str, Any]]]) -> dic
 
 
 @cache
-def _defaults(slug: str) -> dict[str, Any]:
+def defaults_of(slug: str) -> dict[str, Any]:
     """The hyperparameters of a method's config with their values."""
     config = OmegaConf.to_container(OmegaConf.load(catalogue.config_path(slug)), resolve=True)
     return {name: value for name, value in config.items() if name not in ("defaults", "name")}

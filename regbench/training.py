@@ -273,6 +273,26 @@ def build_method(
     return method
 
 
+def build_untrained(cfg: DictConfig, networks: Mapping[str, DictConfig]) -> None:
+    """Builds what `run` would train, with new networks in place of trained ones, only to see that it can be built.
+
+    Args:
+        networks: role → configuration of the network that the method takes in this role.
+
+    Raises:
+        UserError: a mistake in the configuration.
+    """
+    data = data_module(OmegaConf.to_container(cfg.dataset, resolve=True), seeding.streams(cfg.seed))
+    data.prepare_data()
+
+    def new(node: DictConfig) -> Backbone:
+        config = OmegaConf.to_container(node, resolve=True)
+        return as_backbone(backbones.build(config, shape=data.shape, num_classes=data.num_classes))
+
+    built = {role: new(node).requires_grad_(False) for role, node in networks.items()}
+    build_method(cfg, new(cfg.backbone), data.num_classes, seeding.streams(cfg.seed), built)
+
+
 def build_trainer(
     cfg: DictConfig, method: pl.LightningModule, run_dir: Path, loggers: list, callbacks: list
 ) -> pl.Trainer:

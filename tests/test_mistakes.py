@@ -36,6 +36,10 @@ def refused(train, capsys):
         (["+optimizer.foo=1"], "foo"),
         (["scheduler.warmup_epochs=7"], "shorten it"),
         (["optimizer.lr=0"], "must be positive"),
+        (
+            ["regularizer=maestro", "regularizer.full_pass=maybe"],
+            "regularizer.full_pass=maybe must be true or false",
+        ),
         (["trainer.max_epochs=0"], "at least 1"),
         (["trainer.max_epochs=many"], "whole number"),
         (["seed=-1"], "at least 0"),

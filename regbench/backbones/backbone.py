@@ -85,7 +85,7 @@ class Backbone(nn.Module):
             apply: replaces the output (B, ...) of that submodule on the way. Needed with `at`, only there.
         """
         if at is None and apply is None:
-            return self.network(image)
+            return self.network(self._as_weights(image))
         return self._hooked(image, at, apply, (), features=False)[0]
 
     def outputs(
@@ -117,6 +117,17 @@ class Backbone(nn.Module):
         """D, the size of the penultimate features."""
         layer = self.classifier
         return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+    def _as_weights(self, image: Tensor) -> Tensor:
+        """Pixels in the weights' type. With precision bf16-true or 64-true Lightning casts the batches of its own loops
+        only, and methods and measures read others beside them. With mixed precision autocast does it.
+        """
+        weight = next(self.network.parameters(), image)
+        if image.dtype == weight.dtype or not image.is_floating_point():
+            return image
+        kind = image.device.type
+        autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+        return image if autocast else image.to(weight.dtype)
 
     def _find(self, name: str) -> nn.Module:
         try:
@@ -173,7 +184,7 @@ class Backbone(nn.Module):
                 handles.append(
                     classifier.register_forward_pre_hook(lambda module, args: penultimate.append(args[0]))
                 )
-            logits = self.network(image)
+            logits = self.network(self._as_weights(image))
         finally:
             for handle in handles:
                 handle.remove()

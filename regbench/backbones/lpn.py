@@ -18,6 +18,9 @@ FIRST_MEAN, FIRST_STD = -10.0, 0.1  # of the logarithm of an image network's wei
 class ProximalNetwork(nn.Module):
     """f(y) = grad psi(y). A network defines `_convex`, and names in `positive` the layers whose weights are at least 0.
 
+    A constant that is added to psi does not change f: released networks have one, here it is not trained, since several
+    processes want a gradient of all that is.
+
     Args:
         beta: of the softplus, log(1 + exp(beta z)) / beta.
         alpha: psi has alpha |y|² as a summand, so that the slope of f is at least 2 alpha.
@@ -81,6 +84,7 @@ class VectorLPN(ProximalNetwork):
         self.last = nn.Linear(hidden, 1, bias=False)
         self.skips = nn.ModuleList(nn.Linear(in_channels, hidden) for _ in range(layers))
         self.last_skip = nn.Linear(in_channels, 1)
+        self.last_skip.bias.requires_grad_(False)
 
     def positive(self) -> Iterator[nn.Module]:
         yield from (*self.inner, self.last)
@@ -141,6 +145,8 @@ class ImageLPN(ProximalNetwork):
         self.dense = nn.Linear(channels * places, features, bias=False)
         self.dense_skip = nn.Linear(in_channels * places, features)
         self.last = nn.Linear(features, 1, bias=biases)
+        if biases:
+            self.last.bias.requires_grad_(False)
         with torch.no_grad():
             for layer in self.positive():
                 layer.weight.normal_(FIRST_MEAN, FIRST_STD).exp_()

@@ -86,7 +86,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, image: Tensor, time: Tensor | None = None) -> Tensor:
-        code = self.time(time_code(_times(image, time), self.first))
+        code = self.time(time_code(_times(image, time), self.first).to(self.time[0].weight.dtype))
         x, kept = self.stem(image), []
         for level, block in enumerate(self.down):
             x = block(x, code)

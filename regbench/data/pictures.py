@@ -88,6 +88,13 @@ def load_crops(
                 [f"denoising/{name} with PNG files" for name in sorted({train, pictures})],
             )
         opened[name] = [_opened(file, colour) for file in files]
+        for file, picture in zip(files, opened[name], strict=True):
+            height, width = picture.shape[1:]
+            if size > min(height, width):
+                raise UserError(
+                    f"dataset.size={size} is larger than {file.name} of {folder / name}, which has {height} × {width} "
+                    "pixels. Choose a smaller size, or other pictures."
+                )
         if colour and all(bool((picture == picture[:1]).all()) for picture in opened[name]):
             raise UserError(
                 f"dataset.colour=true, but all pictures of {folder / name} are grey. Choose dataset.pictures=CBSD68 "

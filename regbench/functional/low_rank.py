@@ -102,7 +102,8 @@ def greedy_ranks(
     budget: float,
     slices: int = 10,
 ) -> list[int]:
-    """Ranks that cost no more than the budget: again and again the layer whose cut raises the loss least is cut.
+    """Ranks that cost no more than the budget, or 1 everywhere where that costs more: again and again the layer whose
+    cut raises the loss least is cut.
 
     A cut takes away 1 / slices of the layer's rank in `ranks`, rounded up; each layer keeps rank 1.
 

@@ -252,8 +252,7 @@ class _TransportValue(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, cost, a, b, k, gamma, options):
-        problems = (cost.flatten(0, -3), a.flatten(0, -2), b.flatten(0, -2))
-        solutions = [solve(*problem, k, gamma, **options) for problem in zip(*problems, strict=True)]
+        solutions = [solve(*problem, k, gamma, **options) for problem in zip(cost, a, b, strict=True)]
         shapes = {"plan": cost, "value": a[..., 0], "alpha": a, "beta": b}
         found = {
             name: torch.stack([getattr(solution, name) for solution in solutions]).view(like.shape).to(like)
@@ -279,12 +278,15 @@ def transport(
 
     Args:
         cost: (..., m, n).
-        a: (..., m).
-        b: (..., n).
+        a: (..., m), or without some of the batch's dimensions: the same for all along them.
+        b: (..., n), likewise.
         options: those of `solve`.
 
     Returns:
         (...), and (..., m, n), of the cost's type and device.
+
+    Raises:
+        UserError: the shapes don't fit, or a problem is none.
 
     >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.2]], requires_grad=True)
     >>> value, plan = transport(cost, torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.6]), 3, 0.5)
@@ -292,10 +294,20 @@ def transport(
     >>> round(value.item(), 4), torch.equal(cost.grad, plan)
     (0.215, True)
     """
-    batch = cost.shape[:-2]
-    value, plan = _TransportValue.apply(
-        cost.view(-1, *cost.shape[-2:]), a.view(-1, a.shape[-1]), b.view(-1, b.shape[-1]), k, gamma, options
-    )
+    if cost.dim() < 2:
+        raise UserError(f"A cost has shape (..., m, n), not {tuple(cost.shape)}.")
+    *batch, m, n = cost.shape
+    try:
+        a, b = a.expand(*batch, m), b.expand(*batch, n)
+    except RuntimeError:
+        raise UserError(
+            f"A cost of shape {tuple(cost.shape)} takes weights of shape {(*batch, m)} and {(*batch, n)}, or (m,) and "
+            f"(n,) for all; they are {tuple(a.shape)} and {tuple(b.shape)}."
+        ) from None
+    if 0 in batch:
+        return cost.sum((-2, -1)), torch.zeros_like(cost)
+    flat = cost.reshape(-1, m, n), a.reshape(-1, m), b.reshape(-1, n)
+    value, plan = _TransportValue.apply(*flat, k, gamma, options)
     return value.view(batch), plan.view(cost.shape)
 
 

@@ -19,9 +19,12 @@ MIX = [0.0, 0.25, 0.5, 0.75, 1.0]  # shares of the second image
 
 
 class _Measure(pl.Callback):
-    """What both measures of this file share."""
+    """What both measures of this file share; `samples` says of which data they are, `fits` knows their shape."""
 
-    name = ""
+    name = samples = ""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        raise NotImplementedError
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if not isinstance(module.backbone.network, ProximalNetwork):
@@ -29,6 +32,8 @@ class _Measure(pl.Callback):
                 f"callbacks={self.name} measures learned proximal networks (backbone=lpn, lpn_128, lpn_vector); "
                 "leave it out for others."
             )
+        if not self.fits(trainer.datamodule.shape):
+            raise UserError(f"callbacks={self.name} is for {self.samples}.")
 
 
 class LaplacePrior(_Measure):
@@ -36,7 +41,7 @@ class LaplacePrior(_Measure):
 
     Logs `test/prox_at_1`, f(1); `test/soft_error`, the mean over y in [0, 3] of |f(y) − soft(y)| with soft(y) =
     max(y − sigma² / scale, 0); `test/prior_at_3`, R(3) − R(0), which is 3 sigma² / scale for the Laplace density; and
-    `test/inversion_error`, the largest |f(v) − x| of the inversion at x = 0 and 3.
+    `test/inversion_error`, the largest |f(v) − x| of the inversion over 301 points x of [0, 3].
 
     Args:
         steps: of L-BFGS.
@@ -44,6 +49,10 @@ class LaplacePrior(_Measure):
     """
 
     name = "laplace_prior"
+    samples = "numbers: dataset=laplace"
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return shape == (1,)
 
     def __init__(self, *, steps: int = 500, figures: bool = True):
         if steps < 1:
@@ -52,8 +61,6 @@ class LaplacePrior(_Measure):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         data = trainer.datamodule
-        if data.shape != (1,):
-            raise UserError("callbacks=laplace_prior is for numbers: dataset=laplace.")
         threshold = module.sigma**2 / data.node["scale"]
         with torch.inference_mode(False), torch.no_grad():
             network = in_double(module.backbone.network)
@@ -101,6 +108,10 @@ class ImagePrior(_Measure):
     """
 
     name = "image_prior"
+    samples = "pictures: dataset=mnist5k_pictures"
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 3
 
     def __init__(
         self,
@@ -126,8 +137,6 @@ class ImagePrior(_Measure):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         clean = trainer.datamodule.sets.test.fields["image"][: self.images]
-        if clean.ndim != 4:
-            raise UserError("callbacks=image_prior is for pictures: dataset=mnist5k_pictures.")
         clean = clean[: len(clean) // 2 * 2].double().to(module.device)
         noise = torch.randn(clean.shape, generator=seeding.generator(0, "prior noise"), dtype=torch.float64)
         noise = noise.to(clean)

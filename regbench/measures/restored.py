@@ -67,6 +67,8 @@ class Lpips(_OfRestored):
 class RestoredPictures(_OfRestored):
     """Draws at the test the first pictures, one in a column: true, degraded, restored, to figures/restored.png.
 
+    Of several processes the first one draws its share of the test: of two every other picture.
+
     Args:
         count: how many, at most.
     """

@@ -21,6 +21,7 @@ from regbench.errors import UserError
 from regbench.functional.low_rank import greedy_ranks, rank_at
 from regbench.measures.pictures import log_picture
 from regbench.regularizers.base import batch_fields
+from regbench.regularizers.classification.base import ClassificationMethod
 
 SLICES = 10  # of a layer's rank, cut one by one in the search
 ROUNDS, PASSES = (
@@ -34,8 +35,9 @@ class Truncation(pl.Callback):
 
     - `test/accuracy_rank_<p>` and `test/macs_rank_<p>`: every layer at p % of its rank, and the multiply-accumulates of
       this over those of the network with whole layers;
-    - `test/accuracy_macs_<p>`: each layer at a rank of its own, found by a greedy search for p % of these
-      multiply-accumulates (`regbench.functional.low_rank.greedy_ranks`, with the loss on held-out images);
+    - `test/accuracy_macs_<p>` and `test/macs_macs_<p>`: each layer at a rank of its own, found by a greedy search for
+      p % of these multiply-accumulates (`regbench.functional.low_rank.greedy_ranks`, with the loss on held-out images),
+      and their share as it was found: larger than p % where rank 1 everywhere takes more;
     - with `latency`, `test/ms_rank_<p>`, and `test/ms_uncut` of the network as it was trained: milliseconds that a
       forward pass of the exported network takes, the median of 15 rounds in which the networks take turns with 10
       passes each (torch.utils.benchmark); and figures/latency.png, the accuracy over them.
@@ -48,10 +50,10 @@ class Truncation(pl.Callback):
         shares: of the rank, in (0, 1].
         budgets: shares of the multiply-accumulates, in (0, 1).
         samples: validation images (without a validation split: training images) that the search looks at.
-        latency: test images in a pass whose time is measured; 0: no time is measured.
+        latency: test images in a pass whose time is measured, in one batch; 0: no time is measured.
 
     Raises:
-        UserError: an option is out of range.
+        UserError: an option is out of range, or the method classifies no images.
     """
 
     def __init__(
@@ -72,6 +74,15 @@ class Truncation(pl.Callback):
                 f"callbacks.truncation.latency={latency} must be a number of images, or 0 for none."
             )
         self.shares, self.budgets, self.samples, self.latency = shares, budgets, samples, latency
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if not isinstance(module, ClassificationMethod):
+            raise UserError(
+                f"callbacks=truncation measures classifiers of images; leave it out with {type(module).__name__}."
+            )
+        tested = len(trainer.datamodule.sets.test)
+        if self.latency > tested:
+            raise UserError(f"callbacks.truncation.latency={self.latency}: there are {tested} test images.")
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         with torch.inference_mode(False), torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -107,11 +118,13 @@ class Truncation(pl.Callback):
             module.log(f"test/accuracy_{name}", accuracies[name])
             module.log(f"test/macs_{name}", macs(ranks) / whole)
         if self.latency:
-            image = next(_images(trainer, module, "test"))[0][: self.latency]
+            image = self._first_images(trainer, module)
             exported = {}
             for name, ranks in {"uncut": uncut, **cuts}.items():
                 with cut_to(layers, ranks):
                     exported[name] = plain(network)
+                if _channels_last(module.backbone):  # new layers are not, and a network that is mixed is slower
+                    exported[name].to(memory_format=torch.channels_last)
             times = milliseconds(exported, image)
             module.log_dict({f"test/ms_{name}": time for name, time in times.items()})
             points = {name: (times[name], float(found)) for name, found in accuracies.items()}
@@ -119,6 +132,7 @@ class Truncation(pl.Callback):
             log_picture(
                 trainer, "latency", "test/latency", lambda path: draw_latency(path, points, len(image))
             )
+        if not self.budgets:
             return
         held_out = self._held_out(trainer, module)
 
@@ -133,6 +147,17 @@ class Truncation(pl.Callback):
         ):  # the search for a smaller one goes on from the larger one
             ranks = greedy_ranks(ranks, loss, macs, budget * whole, SLICES)
             module.log(f"test/accuracy_macs_{100 * budget:g}", accuracy(ranks))
+            module.log(f"test/macs_macs_{100 * budget:g}", macs(ranks) / whole)
+
+    def _first_images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
+        """The first `latency` test images as one batch, whatever the loader's batches are."""
+        images, count = [], 0
+        for image, _ in _images(trainer, module, "test"):
+            images.append(image)
+            count += len(image)
+            if count >= self.latency:
+                break
+        return torch.cat(images)[: self.latency]
 
     def _held_out(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[tuple[Tensor, Tensor]]:
         """Every n-th validation image, so that all classes come; without any, training images, which are shuffled."""
@@ -151,6 +176,12 @@ class Truncation(pl.Callback):
             if len(label[first::every]):
                 batches.append((image[first::every], label[first::every]))
         return batches
+
+
+def _channels_last(network: nn.Module) -> bool:
+    last = torch.channels_last
+    weights = (weight for weight in network.parameters() if weight.dim() == 4)
+    return any(weight.is_contiguous(memory_format=last) and not weight.is_contiguous() for weight in weights)
 
 
 def milliseconds(networks: Mapping[str, nn.Module], image: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -29,7 +30,10 @@ class Means:
     def add(self, values: Mapping[str, Tensor], weight: int) -> None:
         """Adds the means over `weight` samples."""
         for name, value in values.items():
-            self.metrics.setdefault(name, MeanMetric().to(value.device)).update(value, weight=weight)
+            # float32 whatever the default type is: bf16 counts no more than 256 samples
+            self.metrics.setdefault(name, MeanMetric().set_dtype(torch.float32).to(value.device)).update(
+                value, weight=weight
+            )
 
     def finish(self) -> dict[str, Tensor]:
         """The means; starts anew."""

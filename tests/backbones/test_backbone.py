@@ -33,6 +33,17 @@ def test_outputs_by_hand():
     assert hooks(backbone) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pixels_come_in_the_weights_type(dtype):
+    """Also in a pass with hooks; autocast's own types are left to it, and numbers that are no pixels as they are."""
+    backbone = as_backbone(tiny().to(dtype))
+    assert backbone(torch.ones(1, 1)).dtype == dtype
+    assert backbone.outputs(torch.ones(1, 1)).features.dtype == dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert as_backbone(tiny())(torch.ones(1, 1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert as_backbone(nn.Embedding(3, 2))(torch.tensor([2])).shape == (1, 2)
+
+
 def test_a_mix_after_a_layer_by_hand():
     """Mixing 1/4 of the other image after layer 0: (2, 10) → (4, 8) → 3x + 1 → (13, 25)."""
     backbone = as_backbone(tiny())

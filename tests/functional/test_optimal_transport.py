@@ -291,6 +291,21 @@ def test_the_layer_keeps_type_and_batch():
     assert (cost.grad[0] == 0).all()
 
 
+def test_the_layer_takes_any_strides_weights_for_all_and_an_empty_batch():
+    problems = [random_problem(4, 3, seed) for seed in range(6)]
+    cost = torch.stack([problem[0] for problem in problems]).view(2, 3, 4, 3)
+    _, a, b = problems[0]
+    value, plan = transport(cost.transpose(0, 1), a, b, 2, 1.0)
+    assert (value.shape, plan.shape) == ((3, 2), (3, 2, 4, 3))
+    assert value[2, 1].item() == pytest.approx(solve(cost[1, 2], a, b, 2, 1.0).value.item(), abs=1e-9)
+
+    value, plan = transport(cost[:0].clone().requires_grad_(), a, b, 2, 1.0)
+    assert (value.shape, plan.shape, value.requires_grad) == ((0, 3), (0, 3, 4, 3), True)
+    for options in ((cost, a[:2], b), (cost, a, b.expand(5, 3)), (a, a, b)):
+        with pytest.raises(UserError, match="shape"):
+            transport(*options, 2, 1.0)
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 

@@ -83,13 +83,88 @@ def test_latency_is_of_the_exported_networks(train):
     cuts = [
         "callbacks=[default,truncation]",
         "callbacks.truncation.shares=[0.02]",
-        "callbacks.truncation.budgets=[]",
+        "callbacks.truncation.budgets=[0.9]",
+        "callbacks.truncation.samples=10",
     ]
     _, folder = train(*run, *cuts, "callbacks.truncation.latency=8")
     metrics = read_result(folder)["metrics"]
+    assert metrics["test/macs_macs_90"] <= 0.9
     assert {name for name in metrics if name.startswith("test/ms_")} == {"test/ms_uncut", "test/ms_rank_2"}
     assert 0 < metrics["test/ms_rank_2"] < metrics["test/ms_uncut"]
     assert Image.open(folder / "figures" / "latency.png").size == (750, 540)
+
+
+def test_what_is_timed_is_as_many_images_and_in_the_layout_of_the_run(train, monkeypatch):
+    """Eight images where a batch has three; new layers are channels-last where those of the network are."""
+    seen = []
+    monkeypatch.setattr(
+        "regbench.measures.truncation.milliseconds",
+        lambda *timed: seen.append(timed) or dict.fromkeys(timed[0], 1.0),
+    )
+    cuts = [
+        "callbacks=[default,truncation]",
+        "callbacks.truncation.shares=[0.3]",
+        "callbacks.truncation.budgets=[]",
+    ]
+    short = [
+        "backbone=small_cnn",
+        "backbone.width=8",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+    ]
+    layout = ["accelerator.channels_last=true", "dataset.eval_batch_size=3", "callbacks.truncation.latency=8"]
+    train(*RUN, *cuts, *short, *layout)
+    [(networks, image)] = seen
+    assert len(image) == 8
+    weights = [
+        w for network in networks.values() for w in network.parameters() if w.dim() == 4 and w.shape[-1] == 3
+    ]
+    assert len(weights) == 6
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+def test_a_budget_that_no_rank_meets_says_what_was_reached(train):
+    """64·16 and 16·10 multiply-accumulates; rank 1 everywhere takes 80 + 26 of them."""
+    cuts = [
+        "callbacks=[default,truncation]",
+        "callbacks.truncation.shares=[]",
+        "callbacks.truncation.budgets=[0.01]",
+    ]
+    _, folder = train(*RUN, *MLP, *cuts, "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+    assert read_result(folder)["metrics"]["test/macs_macs_1"] == pytest.approx(106 / 1184, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_networks_of_another_type_than_the_loaders_images(train, precision):
+    """Maestro takes batch norms' statistics anew, and the callback reads images, outside Lightning's loops."""
+    cuts = [
+        "callbacks=[default,truncation]",
+        "callbacks.truncation.shares=[0.5]",
+        "callbacks.truncation.budgets=[]",
+    ]
+    short = [
+        "backbone=small_cnn",
+        "backbone.width=8",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+    ]
+    code, folder = train(*RUN, *cuts, *short, "regularizer=maestro", f"accelerator.precision={precision}")
+    assert code == 0
+    assert "test/accuracy_rank_50" in read_result(folder)["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["regularizer=ae"], "leave it out with PlainAutoencoder"),
+        (["dataset=digits", "backbone=mlp", "callbacks.truncation.latency=400"], "there are 359 test images"),
+    ],
+)
+def test_what_it_cannot_measure_is_said_before_training(train, capsys, options, says):
+    code, folder = train("callbacks=[default,truncation]", *options)
+    assert code == 2
+    assert says in capsys.readouterr().err
+    assert not list(folder.rglob("*.ckpt"))
 
 
 def test_times_are_medians_in_milliseconds():

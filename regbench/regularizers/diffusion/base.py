@@ -6,7 +6,7 @@ overrides `training_loss`. Batches hold `image` with pixels in [0, 1]; inside th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,15 +19,17 @@ from regbench.functional.diffusion import alpha_bars, ddim_shares, denoised, noi
 from regbench.metrics.pictures import Means, picture_quality
 from regbench.regularizers.base import Method, batch_fields
 from regbench.regularizers.diffusion import operators
+from regbench.regularizers.restoring import noise_seed
 
 # Raised when a change in this file, or in operators.py, changes numbers: the family's finished runs are then run again.
-VERSION = 1
+VERSION = 2
 FIRST_BETA, LAST_BETA, TIMES = 1e-4, 0.02, 1000  # of the linear schedule that these models share
 SLACK = 1e-3  # by which pixels may lie outside [0, 1]
 
 
 def to_signed(image: Tensor) -> Tensor:
-    """Pixels in [0, 1] → [−1, 1]. Raises UserError for others."""
+    """Pixels in [0, 1] → [−1, 1], float32. Raises UserError for others."""
+    image = image.float()
     low, high = image.aminmax()
     if low < -SLACK or high > 1 + SLACK:
         raise UserError(
@@ -38,10 +40,14 @@ def to_signed(image: Tensor) -> Tensor:
 
 
 def noise_of(network: nn.Module, xt: Tensor, time: Tensor | int) -> Tensor:
-    """The network's eps(x_t, t); of one that predicts variances too, the first half of its channels."""
+    """The network's eps(x_t, t); of one that predicts variances too, the first half of its channels.
+
+    A network with weights of another type than x_t's computes in its own (`accelerator.precision=bf16-true`).
+    """
     if not isinstance(time, Tensor):
         time = torch.full((len(xt),), time, device=xt.device)
-    return network(xt, time)[:, : xt.shape[1]]
+    weight = next(network.parameters(), xt)
+    return network(xt.to(weight.dtype), time)[:, : xt.shape[1]].to(xt.dtype)
 
 
 class Draws:
@@ -62,12 +68,16 @@ class Draws:
     def normal(self, shape: Sequence[int] | None = None) -> Tensor:
         """(B, *shape), of N(0, 1); shape: that of an image unless given."""
         shape = self.shape if shape is None else tuple(shape)
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(self.device)
+        return self._stacked(torch.randn, shape)
 
     def uniform(self) -> Tensor:
         """(B, 1, H, W), of U[0, 1): one number a pixel."""
-        shape = (1, *self.shape[1:])
-        return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(self.device)
+        return self._stacked(torch.rand, (1, *self.shape[1:]))
+
+    def _stacked(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        # Under bf16-true the default type is bf16, in which a generator gives other numbers.
+        drawn = [draw(shape, generator=g, dtype=torch.float32) for g in self.generators]
+        return torch.stack(drawn).to(self.device)
 
 
 class NoisePredictor(Method):
@@ -78,9 +88,8 @@ class NoisePredictor(Method):
 
     def __init__(self, backbone: nn.Module, num_classes: int = 0, **base):
         super().__init__(backbone, num_classes, **base)
-        self.register_buffer(
-            "alpha_bar", torch.tensor(alpha_bars(TIMES, FIRST_BETA, LAST_BETA)).float(), persistent=False
-        )
+        # No buffer: bf16-true would round it, to 1 at the first times.
+        self.alpha_bar = torch.tensor(alpha_bars(TIMES, FIRST_BETA, LAST_BETA), dtype=torch.float32)
         self._means = Means()
 
     @torch.no_grad()
@@ -116,7 +125,7 @@ class NoisePredictor(Method):
             0, f"{split} noise", index.tolist(), tuple(x.shape[1:]), x.device
         )  # the same for every seed
         time = (draws.uniform()[:, 0, 0, 0] * len(self.alpha_bar)).long()
-        ab, noise = self.alpha_bar[time].view(-1, 1, 1, 1), draws.normal()
+        ab, noise = self.alpha_bar.to(x.device)[time].view(-1, 1, 1, 1), draws.normal()
         found = noise_of(self.backbone.network, noised(x, noise, ab), time)
         self._means.add({f"{split}/mse": (found - noise).pow(2).mean()}, len(x))
 
@@ -137,6 +146,23 @@ def backwards(times: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(falling, [*falling[1:], -1], strict=True))
 
 
+def misfit(y: Tensor, found: Tensor, measured: Tensor | None = None) -> Tensor:
+    """Root mean square of y − A(x) of each image, (B,), over the entries that are measured.
+
+    Args:
+        y, found: y and A(x), (B, …).
+        measured: 1 or 0, broadcasts with y; all entries unless given.
+
+    >>> misfit(torch.tensor([[3.0, 9.0]]), torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+    tensor([3.])
+    """
+    kept = torch.ones_like(y) if measured is None else measured.expand_as(y)
+    squared = ((y - found).pow(2) * kept).flatten(1).sum(1)
+    return (
+        squared / kept.flatten(1).sum(1).clamp(min=1)
+    ).sqrt()  # 1: of a small image random masks may leave nothing
+
+
 class RestorationMethod(Method):
     """Degrades each test image, restores it with a trained diffusion model as the prior, and measures the result.
 
@@ -145,7 +171,8 @@ class RestorationMethod(Method):
     Args:
         prior: the network that predicts the noise, (x_t, t) → eps; `artifacts.prior` says which run makes it.
         degradation: see `regbench.regularizers.diffusion.operators` and the comments of the config.
-        steps: N, times that are visited: 0, 1000 // N, 2 (1000 // N) …
+        steps: N: 0, 1000 // N, 2 (1000 // N) … are visited, N times where N divides 1,000, else more: with 300 it is
+            every third, 334, and from 501 on all.
     """
 
     artifacts: ClassVar[tuple[str, ...]] = ("prior",)
@@ -195,15 +222,9 @@ class RestorationMethod(Method):
 
     # -- measuring -------------------------------------------------------------------------------------------------
 
-    @property
-    def noise_seed(self) -> int:
-        """Of masks and measurement noise: the run's stream `noise`; outside a run the method's own seed."""
-        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
-        return self.seed if data is None else data.seeds["noise"]
-
     def degrade(self, x: Tensor, index: Tensor) -> tuple[Tensor, Any, Draws]:
         """(y, the operator, what the restoration draws from) of images in [−1, 1] at these places of their split."""
-        draws = Draws(self.noise_seed, "degradation", index.tolist(), tuple(x.shape[1:]), x.device)
+        draws = Draws(noise_seed(self), "degradation", index.tolist(), tuple(x.shape[1:]), x.device)
         operator = operators.build(self.degradation, tuple(x.shape[1:]), draws.uniform)
         if isinstance(operator, nn.Module):
             operator = operator.to(x.device)
@@ -211,6 +232,10 @@ class RestorationMethod(Method):
         if self.degradation["sigma_y"]:
             y = y + 2 * self.degradation["sigma_y"] * draws.normal(y.shape[1:])
         return y, operator, Draws(self.seed, "restoration", index.tolist(), tuple(x.shape[1:]), x.device)
+
+    def measured(self, operator: Any) -> Tensor | None:
+        """1 for the entries of y that are measured, else 0, broadcasts with y; None where all are."""
+        return operator.mask if self.degradation["kind"] == "inpainting" else None
 
     def test_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
         image, index = batch_fields(batch, ("image", "index"))
@@ -221,7 +246,7 @@ class RestorationMethod(Method):
             y, operator, draws = self.degrade(x, index)
             with torch.enable_grad():
                 found = self.restore(y, operator, draws).detach()
-            residual = (y - operator.A(found)).pow(2).flatten(1).mean(1).sqrt()
+            residual = misfit(y, operator.A(found), self.measured(operator))
             start = operator.A_dagger(y)
             pictures = {"image": (x + 1) / 2, "degraded": (start + 1) / 2, "restored": (found + 1) / 2}
             values = picture_quality(pictures["restored"], pictures["image"]) | {"residual": residual.mean()}

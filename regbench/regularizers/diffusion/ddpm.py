@@ -25,8 +25,11 @@ def noise_loss(network: nn.Module, x: Tensor, time: Tensor, noise: Tensor, alpha
         noise: eps, as x.
         alpha_bar: ab, (T,).
 
+    >>> class Same(nn.Module):
+    ...     def forward(self, xt, time):
+    ...         return xt
     >>> x, eps, bars = torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([0.99, 0.36])
-    >>> noise_loss(lambda xt, t: xt, x, torch.tensor([1]), eps, bars)  # x_t = .8 eps, so .04 (9 + 16) / 2
+    >>> noise_loss(Same(), x, torch.tensor([1]), eps, bars)  # x_t = .8 eps, so .04 (9 + 16) / 2
     tensor(0.5000)
     """
     xt = noised(x, noise, alpha_bar[time].view(-1, 1, 1, 1))
@@ -53,7 +56,7 @@ class DDPM(NoisePredictor):
     kept and exported. Betas rise in a line from 1e-4 to 0.02 over 1,000 times.
 
     Args:
-        decay: of the moving average, for each step; at first at most (1 + step) / (10 + step).
+        decay: of the moving average, for each step of the optimiser; at first at most (1 + step) / (10 + step).
         frozen: the network stays as it came: for a pretrained one, which is then measured and kept as it is. One batch
             of one epoch will do.
     """
@@ -87,13 +90,14 @@ class DDPM(NoisePredictor):
         x = to_signed(batch_fields(batch, ("image",))[0])
         draws = self.generator("diffusion")
         time = torch.randint(len(self.alpha_bar), (len(x),), generator=draws).to(x.device)
-        noise = torch.randn(x.shape, generator=draws).to(x.device)
-        return noise_loss(self.student.network, x, time, noise, self.alpha_bar)
+        noise = torch.randn(x.shape, generator=draws, dtype=torch.float32).to(x.device)
+        return noise_loss(self.student.network, x, time, noise, self.alpha_bar.to(x.device))
 
     def training_step(self, batch, batch_idx: int) -> Tensor | None:
         return None if self.frozen else super().training_step(batch, batch_idx)
 
-    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
         if not self.frozen:
-            step = self.global_step
+            step = self.global_step + 1  # Lightning counts this one after the hook
             step_average(self.backbone, self.student, min(self.decay, (1 + step) / (10 + step)))

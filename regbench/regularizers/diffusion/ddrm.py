@@ -70,8 +70,9 @@ class DDRM(RestorationMethod):
     Degradations that are not linear are refused.
 
     Args:
-        eta: share of fresh noise where the image is noisier than the measurements, or not measured.
-        eta_b: weight of the measurements where the image is noisier.
+        eta: share of fresh noise in a step where the measurements are noisier than the image (sigma < sigma_y / s), or
+            nothing is measured.
+        eta_b: weight of the measurements where the image is noisier than they are.
     """
 
     def __init__(

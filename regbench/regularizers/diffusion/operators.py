@@ -2,7 +2,7 @@
 
 Masks are deepinv's `Inpainting`. Averaging pixels and blurring act on rows and on columns, so that the singular values
 of A are products of those of two small matrices: `separable` makes deepinv's `DecomposablePhysics` of them. Needs the
-extra restoration.
+extra restoration. All is float32, whatever the default type.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ SMALLEST = 0.03  # singular values of a blur below it count as 0, in A too, as i
 
 
 def check(degradation: Mapping[str, Any]) -> dict[str, Any]:
-    """The degradation with its defaults filled in. Raises UserError for a mistake in it."""
+    """The degradation with its defaults filled in. Raises UserError for a mistake in it, or without deepinv."""
     for key in degradation:
         if key not in DEGRADATION:
             raise unknown("key of regularizer.degradation", str(key), DEGRADATION)
@@ -53,6 +53,8 @@ def check(degradation: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"regularizer.degradation.width={full['width']} must be positive, and sigma_y={full['sigma_y']} at least 0."
         )
+    if full["kind"] != "hdr":
+        need("deepinv", "restoration", "Degradations need deepinv")
     return full
 
 
@@ -67,7 +69,6 @@ def build(degradation: Mapping[str, Any], shape: tuple[int, int, int], uniform: 
     kind, (_, height, width) = degradation["kind"], shape
     if kind == "hdr":
         return Clipping()
-    need("deepinv", "restoration", "Degradations need deepinv")
     if kind == "inpainting":
         from deepinv.physics import Inpainting
 
@@ -82,7 +83,7 @@ def build(degradation: Mapping[str, Any], shape: tuple[int, int, int], uniform: 
         taps = blur_kernel(degradation["kernel"], degradation["taps"], degradation["width"])
         matrices = [blur_matrix(taps, side, degradation["reference_kernel"]) for side in (height, width)]
     else:
-        matrices = [torch.eye(side) for side in (height, width)]
+        matrices = [torch.eye(side, dtype=torch.float32) for side in (height, width)]
     return separable(*matrices)
 
 
@@ -111,7 +112,7 @@ def separable(rows: Tensor, columns: Tensor) -> Any:
     u1, u2, v1, v2 = (matrix.float() for matrix in (u1, u2, v1, v2))  # v is already transposed
     s1, s2 = (torch.where(s < SMALLEST, 0.0, s) for s in (s1, s2))
     (h, height), (w, width) = rows.shape, columns.shape
-    values = torch.zeros(1, 1, height, width)
+    values = torch.zeros(1, 1, height, width, dtype=torch.float32)
     values[0, 0, :h, :w] = torch.outer(s1, s2).float()
 
     class Separable(DecomposablePhysics):
@@ -143,7 +144,7 @@ def box_mask(height: int, width: int, missing: float) -> Tensor:
     >>> box_mask(4, 4, 0.5).sum().item()
     12.0
     """
-    mask = torch.ones(1, height, width)
+    mask = torch.ones(1, height, width, dtype=torch.float32)
     tall, wide = round(missing * height), round(missing * width)
     top, left = (height - tall) // 2, (width - wide) // 2
     mask[:, top : top + tall, left : left + wide] = 0
@@ -161,7 +162,7 @@ def averaging_matrix(side: int, factor: int) -> Tensor:
         raise UserError(
             f"regularizer.degradation.factor={factor} does not divide the images' side of {side} pixels."
         )
-    return torch.eye(side // factor).repeat_interleave(factor, dim=1) / factor
+    return torch.eye(side // factor, dtype=torch.float32).repeat_interleave(factor, dim=1) / factor
 
 
 def blur_kernel(kind: str, taps: int, width: float) -> Tensor:
@@ -170,8 +171,8 @@ def blur_kernel(kind: str, taps: int, width: float) -> Tensor:
     >>> blur_kernel("uniform", 4, 1.0)
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    place = torch.arange(taps) - (taps - 1) / 2
-    weight = torch.ones(taps) if kind == "uniform" else torch.exp(-(place**2) / (2 * width**2))
+    place = torch.arange(taps, dtype=torch.float32) - (taps - 1) / 2
+    weight = torch.ones_like(place) if kind == "uniform" else torch.exp(-(place**2) / (2 * width**2))
     return weight / weight.sum()
 
 
@@ -186,7 +187,7 @@ def blur_matrix(kernel: Tensor, side: int, reference: bool = False) -> Tensor:
             [0.2500, 0.5000, 0.2500],
             [0.0000, 0.2500, 0.5000]])
     """
-    matrix, half = torch.zeros(side, side), len(kernel) // 2
+    matrix, half = torch.zeros(side, side, dtype=torch.float32), len(kernel) // 2
     for i in range(side):
         for tap, weight in enumerate(kernel[:-1] if reference else kernel):
             j = i - half + tap

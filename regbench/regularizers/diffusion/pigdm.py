@@ -70,7 +70,7 @@ class PiGDM(RestorationMethod):
 
     def restore(self, y: Tensor, operator: Any, draws: Draws) -> Tensor:
         start = operator.A_dagger(y)
-        known = operator.mask if self.degradation["kind"] == "inpainting" else None
+        known = self.measured(operator)
         xt = self.noisy_start(start, draws)
         for t, s in backwards(self.times):
             xt = xt.detach().requires_grad_(True)

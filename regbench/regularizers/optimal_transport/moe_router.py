@@ -136,7 +136,9 @@ class MoERouter(ClassificationMethod):
         )
         spread: dict[str, list[Tensor]] = {}
         for rows in order.split(self.router.group_size):
-            logits = self(image[rows])
+            # At the end of an epoch Lightning's autocast, in which the steps are, is over.
+            with self.trainer.precision_plugin.forward_context():
+                logits = self(image[rows])
             for measure in measures:
                 measure.update(logits, label[rows])
             routed = self.router.take()

@@ -3,11 +3,12 @@
 Batches hold `image`: pictures (C, H, W) with pixels in [0, 1], or vectors (d,) of any numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MaxMetric
 
 from regbench import seeding
 from regbench.errors import UserError, unknown
@@ -20,6 +21,7 @@ from regbench.functional.proximal import (
 )
 from regbench.metrics.pictures import Means, picture_quality, psnr
 from regbench.regularizers.base import Method, batch_fields
+from regbench.regularizers.restoring import noise_seed
 
 # Raised when a change in this file changes numbers: the family's finished runs are then run again.
 VERSION = 1
@@ -29,10 +31,15 @@ KINDS = ("blur", "inpainting")
 
 def noise_like(image: Tensor, seed: int, stream: str, index: Tensor) -> Tensor:
     """Normal numbers of the image's shape, of each sample from a generator of its own: they depend on no batch."""
-    rows = [
-        torch.randn(image.shape[1:], generator=seeding.generator(seed, stream, i)) for i in index.tolist()
-    ]
-    return torch.stack(rows).to(image)
+    return _drawn(torch.randn, image.shape[1:], seed, stream, index).to(image)
+
+
+def _drawn(
+    draw: Callable[..., Tensor], shape: Sequence[int], seed: int, stream: str, index: Tensor
+) -> Tensor:
+    # Under bf16-true the default type is bf16, in which a generator gives other numbers.
+    generators = [seeding.generator(seed, stream, i) for i in index.tolist()]
+    return torch.stack([draw(shape, generator=g, dtype=torch.float32) for g in generators])
 
 
 class DenoisingMethod(Method):
@@ -128,12 +135,16 @@ def operator(degradation: Mapping[str, Any], shape: tuple[int, ...], masks: Tens
         shape: (C, H, W) of the images.
         masks: uniform numbers (B, 1, H, W); pixels where they are below `missing` are lost.
     """
-    need("deepinv", "restoration", "Plug-and-play restoration needs deepinv")
     from deepinv.physics import BlurFFT, Inpainting
 
     if degradation["kind"] == "inpainting":
         physics = Inpainting(img_size=shape, mask=(masks >= degradation["missing"]).double())
     else:
+        if degradation["taps"] > min(shape[1:]):  # deepinv would cut the kernel off
+            raise UserError(
+                f"regularizer.degradation.taps={degradation['taps']}: the kernel must not be wider than the images of "
+                f"{shape[1]} × {shape[2]} pixels."
+            )
         physics = BlurFFT(
             img_size=shape, filter=gaussian_kernel(degradation["blur_std"], degradation["taps"])
         )
@@ -173,11 +184,12 @@ class PlugAndPlayMethod(Method):
         **base,
     ):
         super().__init__(backbone, num_classes, **base)
+        need("deepinv", "restoration", "Plug-and-play restoration needs deepinv")
         self.degradation = check_degradation(degradation)
         check_solver(solver, eta, rho, steps)
         self.solver, self.eta, self.rho, self.steps = solver, eta, rho, steps
         self._means = Means()
-        self._rise: Tensor | None = None
+        self._rise: MaxMetric | None = None
 
     def prox(self, v: Tensor) -> Tensor:
         """The proximal operator, or the denoiser in its place, on pictures (B, C, H, W) in float64."""
@@ -195,13 +207,11 @@ class PlugAndPlayMethod(Method):
             )
         with torch.inference_mode(False), torch.no_grad():
             image = image.clone().double()
-            uniform = [
-                torch.rand((1, *image.shape[2:]), generator=seeding.generator(self.seed, "mask", i))
-                for i in index.tolist()
-            ]
-            physics = operator(self.degradation, tuple(image.shape[1:]), torch.stack(uniform).to(image))
+            seed = noise_seed(self)
+            uniform = _drawn(torch.rand, (1, *image.shape[2:]), seed, "mask", index)
+            physics = operator(self.degradation, tuple(image.shape[1:]), uniform.to(image))
             clean = physics.A(image)
-            y = clean + self.degradation["noise"] * noise_like(clean, self.seed, "measurement", index)
+            y = clean + self.degradation["noise"] * noise_like(clean, seed, "measurement", index)
             start = physics.A_adjoint(y)
             x, step = self._solve(physics, y, start)
         values = {"step": step.mean(), "psnr_start": psnr(start, image)}
@@ -221,8 +231,9 @@ class PlugAndPlayMethod(Method):
             if self.solver == "pgd" and (prior := self.prior(found.v, x)) is not None:
                 value = (physics.A(x) - y).flatten(1).square().sum(1) / 2 + prior / self.eta
                 if before is not None:
-                    rise = (value - before).max()
-                    self._rise = rise if self._rise is None else torch.maximum(self._rise, rise)
+                    if self._rise is None:
+                        self._rise = MaxMetric(nan_strategy="disable").set_dtype(torch.float32).to(x.device)
+                    self._rise.update(value - before)
                 before = value
         return x, step
 
@@ -232,7 +243,7 @@ class PlugAndPlayMethod(Method):
     def on_test_epoch_end(self) -> None:
         values = self._means.finish()
         if self._rise is not None:
-            values["rise"] = self._rise
+            values["rise"] = self._rise.compute()
         self.log_dict({f"test/{name}": value.float() for name, value in values.items()})
 
 

@@ -16,7 +16,7 @@ from regbench.regularizers.restoration.base import DEGRADATION, PlugAndPlayMetho
 class PlugAndPlay(PlugAndPlayMethod):
     """Proximal gradient descent, or ADMM, with a trained denoiser in the place of the proximal operator.
 
-    A learned proximal network works in float64, any other in float32.
+    A learned proximal network works in float64, any other in float32, whatever accelerator.precision is.
 
     Args:
         denoiser: the trained network; `artifacts.denoiser` says which run makes it.
@@ -53,6 +53,11 @@ class PlugAndPlay(PlugAndPlayMethod):
         # A prior is a difference of large numbers; convolutions in float64 take many times as long.
         self.precision = torch.float64 if hasattr(self.denoiser.network, "potential") else torch.float32
         self.denoiser.to(self.precision)
+
+    def on_test_start(self) -> None:
+        # Again: with accelerator.precision=bf16-true Lightning has converted all of the method.
+        with torch.inference_mode(False):  # else no gradient could be taken, as a proximal network does
+            self.denoiser.to(self.precision)
 
     def prox(self, v: Tensor) -> Tensor:
         return self.denoiser(v.to(self.precision)).to(v)

@@ -15,6 +15,7 @@ from regbench.data.builtin import load_mnist5k
 from regbench.data.pictures import load_crops, load_digits
 from regbench.errors import UserError
 from regbench.functional.diffusion import alpha_bars, ddim_shares, denoised, noised, time_grid
+from regbench.regularizers.diffusion import ddpm
 from regbench.regularizers.diffusion.ddpm import DDPM, noise_loss
 from support import history, read_result, weights
 
@@ -89,6 +90,21 @@ def test_trained_is_the_student_and_tested_its_average(train):
         0.5 < read_result(folder)["metrics"]["test/mse"] < 1.5
     )  # that of a network that predicts 0 is near 1
     assert "val/mse" in history(folder)[-1]
+
+
+def test_the_average_takes_a_step_with_each_step_of_the_optimiser(train, monkeypatch):
+    """Four batches, two for a step: decays (1 + 1) / (10 + 1), (1 + 2) / (10 + 2)."""
+    decays = []
+    monkeypatch.setattr(ddpm, "step_average", lambda average, network, decay: decays.append(decay))
+    code, _ = train(*TINY, "trainer.limit_train_batches=4", "trainer.accumulate_grad_batches=2")
+    assert code == 0
+    assert decays == pytest.approx([2 / 11, 3 / 12])
+
+
+def test_half_precision_trains(train):
+    code, folder = train(*TINY, "accelerator.precision=bf16-true")
+    assert code == 0
+    assert 0.5 < read_result(folder)["metrics"]["test/mse"] < 1.5
 
 
 def test_a_frozen_network_stays_as_it_came(train):
@@ -221,6 +237,15 @@ def test_crops_of_photographs(tmp_path):
     ):
         with pytest.raises(UserError, match=says):
             load_crops(tmp_path, size=8, each=1, test_each=1, **options)
+
+
+def test_crops_larger_than_a_picture_are_refused(tmp_path):
+    for name, count, side in (("Train400", 21, 24), ("Set12", 1, 16)):
+        (tmp_path / "denoising" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (32, side)).save(tmp_path / "denoising" / name / f"{i:02}.png")
+    with pytest.raises(UserError, match=r"size=20 .*Set12.* 16 × 32"):
+        load_crops(tmp_path, size=20, each=1, test_each=1)
 
 
 def test_crops_of_colour_photographs(tmp_path):

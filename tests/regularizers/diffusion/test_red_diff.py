@@ -1,11 +1,13 @@
 """RED-diff and the samplers beside it, against exact Gaussian priors, closed forms and numbers by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from regbench import extras
 from regbench.errors import UserError
 from regbench.functional.diffusion import alpha_bars, inverse_snr, noised, prior_weight, time_grid
 from regbench.regularizers.diffusion.base import Draws, RestorationMethod
@@ -139,7 +141,11 @@ def test_stationary_point_of_denoising():
 
 
 def test_without_prior_or_with_a_perfect_guess_a_masked_start_stays():
-    """The pseudo-inverse of a mask fits y already; a prior that names the noise itself gives no gradient either."""
+    """The pseudo-inverse of a mask fits y already; a prior that names the noise itself gives no gradient either.
+
+    But for rounding, whose sign Adam would follow: strength makes it vanish beside the 1e-8 that Adam adds. A wrong
+    prior's gradient does not.
+    """
     x = torch.rand(2, 1, 8, 8) * 2 - 1
     found, y, operator = restored(method(degradation=HALF, strength=0.0, steps=5), x)
     assert torch.equal(found, operator.A_dagger(y))
@@ -149,8 +155,12 @@ def test_without_prior_or_with_a_perfect_guess_a_masked_start_stays():
             ab = BARS[int(time[0])]
             return (xt - math.sqrt(ab) * operator.A_dagger(y)) / math.sqrt(1 - ab)
 
-    found, y, operator = restored(method(prior=Knowing(), degradation=HALF, steps=5, lr=1e-3), x)
-    torch.testing.assert_close(found, operator.A_dagger(y), rtol=0, atol=0.02)
+    options = {"degradation": HALF, "steps": 5, "lr": 0.1, "strength": 1e-7, "obs_weight": 0.0}
+    found, y, operator = restored(method(prior=Knowing(), **options), x)
+    torch.testing.assert_close(found, operator.A_dagger(y), rtol=0, atol=1e-4)
+    for wrong in (Gaussian(5.0, 1.0), Gaussian(-100.0, 0.1)):
+        moved, _, _ = restored(method(prior=wrong, **options), x)
+        assert (moved - operator.A_dagger(y)).abs().mean() > 0.1
 
 
 def test_mode_seeking():
@@ -253,12 +263,15 @@ def test_measurement_noise():
     assert y.std().item() == pytest.approx(0.2, abs=0.01)
 
 
+class Off(RestorationMethod):
+    """.2 away from the measurements."""
+
+    def restore(self, y, operator, draws):
+        return y + 0.2
+
+
 def test_metrics_by_hand():
     """An error of .1 everywhere, in pixels of [0, 1], is 20 dB; in y, of pixels in [−1, 1], it is .2."""
-
-    class Off(RestorationMethod):
-        def restore(self, y, operator, draws):
-            return y + 0.2
 
     solver = Off(nn.Identity(), 0, prior=nn.Identity(), degradation={"kind": "denoising"})
     solver.test_step({"image": torch.rand(3, 1, 16, 16) * 0.8, "index": torch.arange(3)}, 0)
@@ -266,6 +279,16 @@ def test_metrics_by_hand():
     assert found["psnr"] == pytest.approx(20.0, abs=1e-3)
     assert found["residual"] == pytest.approx(0.2, abs=1e-5)
     assert 0.5 < found["ssim"] < 1
+
+
+def test_the_misfit_is_of_measured_pixels_alone():
+    """Noise on pixels that are not measured is none of their misfit: the pseudo-inverse reproduces the known ones."""
+    batch = {"image": torch.rand(3, 1, 16, 16), "index": torch.arange(3)}
+    for mask in ("box", "random"):
+        for cls, expected in ((PseudoInverse, 0.0), (Off, 0.2)):
+            solver = method(cls, degradation=HALF | {"mask": mask, "sigma_y": 0.1})
+            solver.test_step(batch, 0)
+            assert solver._means.finish()["residual"].item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("cls", [REDDiff, DPS, PiGDM, DDRM])
@@ -288,14 +311,69 @@ def test_a_run_makes_its_prior_and_leaves_no_checkpoint(train):
     assert not (folder / "checkpoints").exists() or not list((folder / "checkpoints").iterdir())
 
 
+def test_what_the_sampler_draws_follows_the_stream_order():
+    """And not the stream noise, which masks and measurement noise follow; a run's data module has the streams."""
+    x, index = torch.zeros(1, 1, 8, 8), torch.arange(1)
+
+    def drawn(order: int, noise: int):
+        solver = method(DPS, degradation=HALF | {"sigma_y": 0.1}, seed=order, steps=5)
+        solver._trainer = SimpleNamespace(datamodule=SimpleNamespace(seeds={"order": order, "noise": noise}))
+        y, operator, draws = solver.degrade(x, index)
+        return operator.mask, y, draws.normal()
+
+    (mask, y, sampled), other_order, other_noise = drawn(0, 0), drawn(1, 0), drawn(0, 1)
+    assert torch.equal(other_order[0], mask)
+    assert torch.equal(other_order[1], y)
+    assert not torch.equal(other_order[2], sampled)
+    assert not torch.equal(other_noise[0], mask)
+    assert not torch.equal(other_noise[1], y)
+    assert torch.equal(other_noise[2], sampled)
+
+
 def test_masks_and_noise_follow_the_stream_noise(train):
-    """And what the sampler draws the stream order; the pseudo-inverse draws nothing."""
+    """And not the stream order: the pseudo-inverse draws nothing."""
     task = ["regularizer.degradation.mask=random", "dataset.size=8", "dataset.test=10", *QUIET]
     found = {}
     for seeds in ("seed=0", "seeds.order=1", "seeds.noise=1"):
         _, folder = train("regularizer=pseudo_inverse", seeds, *task, run_dir=seeds.replace("=", "_"))
         found[seeds] = read_result(folder)["metrics"]
     assert found["seed=0"] == found["seeds.order=1"] != found["seeds.noise=1"]
+
+
+@pytest.mark.parametrize("kind", ["inpainting", "super_resolution", "deblurring", "denoising"])
+def test_half_precision_changes_neither_the_measurements_nor_the_prior_s_input(kind):
+    """With accelerator.precision=bf16-true Lightning makes bf16 the default type, and gives such images and weights."""
+    seen = []
+
+    class Watching(Gaussian):
+        def __init__(self):
+            super().__init__(0.0, 1.0)
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, xt, time):
+            seen.append(xt.dtype)
+            return super().forward(xt, time) * self.weight
+
+    degradation = HALF | {"kind": kind, "kernel": "uniform", "taps": 3, "sigma_y": 0.1}
+    batch = {"image": torch.rand(2, 1, 16, 16).bfloat16().float(), "index": torch.arange(2)}
+    expected = method(PseudoInverse, degradation=degradation).test_step(batch, 0)["degraded"]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        solver = method(prior=Watching(), degradation=degradation, steps=2).to(torch.bfloat16)
+        found = solver.test_step(batch | {"image": batch["image"].bfloat16()}, 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found["degraded"], expected)
+    assert set(seen) == {torch.bfloat16}
+    assert found["restored"].isfinite().all()
+
+
+def test_a_missing_deepinv_is_found_when_the_method_is_built(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    for kind in ("inpainting", "denoising"):
+        with pytest.raises(UserError, match="deepinv"):
+            method(degradation={"kind": kind})
+    method(degradation={"kind": "hdr"})  # needs none
 
 
 @pytest.mark.parametrize(

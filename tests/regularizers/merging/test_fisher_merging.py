@@ -402,6 +402,8 @@ def test_merging_runs_by_the_command_line(folders, monkeypatch, capsys):
         (["runs=[tuned1,nowhere]"], "nowhere is no folder of a finished run"),
         (["runs=[tuned1,tuned2]", "method=fischer"], "Did you mean fisher"),
         (["runs=[tuned1,tuned2]", "out=tuned1"], "is there already"),
+        (["runs=[tuned1,tuned2]", "dataset=digits"], "data and network are those of the first run"),
+        (["runs=[tuned1,tuned2]", "dataset.eval_batchsize=5"], "dataset.eval_batchsize=5 can't be set"),
     ],
 )
 def test_mistakes_in_merging_runs(folders, monkeypatch, capsys, tmp_path, arguments, message):

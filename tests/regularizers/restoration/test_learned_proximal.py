@@ -1,10 +1,13 @@
 """Learned proximal networks: the network, proximal matching, the prior by inversion, and plug-and-play solvers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from regbench import extras, seeding
 from regbench.backbones import build
 from regbench.backbones.lpn import ImageLPN, VectorLPN
 from regbench.data.laplace import load_laplace
@@ -133,6 +136,21 @@ def test_the_gradient_is_taken_in_every_mode():
     with torch.inference_mode():
         assert torch.equal(network(y + 0), found)
     assert not y.requires_grad
+
+
+@pytest.mark.parametrize(
+    "network",
+    [VectorLPN(2), ImageLPN(2, (8, 8), channels=4, features=8, biases=True)],
+    ids=["vector", "image"],
+)
+def test_all_that_is_trained_gets_a_gradient(network):
+    """psi's additive constant gets none, and DDP stops where a trainable parameter has none."""
+    y = torch.randn(3, 2) if isinstance(network, VectorLPN) else torch.randn(3, 2, 8, 8)
+    network(y).square().mean().backward()
+    assert [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
+    constant = network.last_skip.bias if isinstance(network, VectorLPN) else network.last.bias
+    assert not constant.requires_grad
+    assert any(value is not None and value.shape == (1,) for value in network.state_dict().values())
 
 
 def test_networks_refuse_what_they_cannot_take():
@@ -307,6 +325,20 @@ def test_measures_run_and_refuse(train):
         ImagePrior().setup(None, Denoiser(nn.Linear(1, 1), 0), "test")
 
 
+@pytest.mark.parametrize(
+    ("measure", "shape", "says"),
+    [
+        (ImagePrior(), (1,), "mnist5k_pictures"),
+        (LaplacePrior(), (1, 8, 8), "laplace"),
+        (LaplacePrior(), (2,), "laplace"),
+    ],
+)
+def test_measures_refuse_other_data_before_training(measure, shape, says):
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(shape=shape))
+    with pytest.raises(UserError, match=says):
+        measure.setup(trainer, Denoiser(VectorLPN(1), 0), "fit")
+
+
 def test_laplace_measure_runs(train):
     code, run = train("regularizer=learned_proximal", "dataset=laplace", "backbone=lpn_vector",
                       "dataset.train=1000", "callbacks=[default,laplace_prior]", "trainer.max_epochs=1",
@@ -376,9 +408,75 @@ def test_objective_does_not_rise_and_noise_does_not_depend_on_the_batch():
     for kind in ("blur", "inpainting"):
         method = PlugAndPlay(nn.Identity(), 0, denoiser=network, degradation={"kind": kind}, steps=30)
         method.test_step(batch, 0)
-        assert method._rise <= 1e-9
+        assert method._rise.compute() <= 1e-9
     a = noise_like(batch["image"], 0, "x", torch.arange(4))
     assert torch.equal(a[2:], noise_like(batch["image"][2:], 0, "x", torch.arange(2, 4)))
+
+
+def test_the_rise_is_the_largest_of_all_processes(monkeypatch):
+    """As torchmetrics gathers it: here from another process with a rise of 3."""
+    pytest.importorskip("deepinv")
+    network = trained_like(ImageLPN(1, (8, 8), channels=4, features=8)).float()
+    method = PlugAndPlay(nn.Identity(), 0, denoiser=network, steps=5)
+    method.test_step({"image": images().float(), "index": torch.arange(3)}, 0)
+    method._rise.distributed_available_fn = lambda: True
+    method._rise.dist_sync_fn = lambda value, group: [value, torch.full_like(value, 3.0)]
+    logged = {}
+    monkeypatch.setattr(method, "log_dict", logged.update)
+    method.on_test_epoch_end()
+    assert logged["test/rise"] == 3
+
+
+@pytest.mark.parametrize("kind", ["blur", "inpainting"])
+def test_masks_and_noise_follow_the_stream_noise(kind):
+    """A run's data module has the streams, by default of one value; outside of a run all is of the seed."""
+    pytest.importorskip("deepinv")
+    batch = {"image": images().float(), "index": torch.arange(3)}
+
+    def degraded(seed: int, streams: dict[str, int] | None = None):
+        method = TotalVariation(nn.Identity(), 0, degradation={"kind": kind}, steps=1, seed=seed)
+        method.on_test_start()
+        if streams is not None:
+            method._trainer = SimpleNamespace(datamodule=SimpleNamespace(seeds=streams))
+        return method.test_step(batch, 0)["degraded"]
+
+    assert torch.equal(degraded(1, seeding.streams(1)), degraded(1))
+    assert torch.equal(degraded(0, seeding.streams(0, {"noise": 1})), degraded(1))
+    assert torch.equal(degraded(1, seeding.streams(1, {"noise": 0})), degraded(0))
+    assert not torch.equal(degraded(0), degraded(1))
+
+
+def test_half_precision_changes_neither_the_measurements_nor_the_prox():
+    """Under accelerator.precision=bf16-true Lightning makes bf16 the default type, and converts what it is given."""
+    pytest.importorskip("deepinv")
+    network = trained_like(ImageLPN(1, (8, 8), channels=4, features=8)).bfloat16()
+    batch = {"image": images().bfloat16(), "index": torch.arange(3)}
+    for kind in ("blur", "inpainting"):
+        options = {"denoiser": network, "degradation": {"kind": kind}, "steps": 2}
+        expected = PlugAndPlay(nn.Identity(), 0, **options).test_step(batch, 0)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            method = PlugAndPlay(nn.Identity(), 0, **options).to(torch.bfloat16)
+            with torch.inference_mode():  # as Lightning tests
+                method.on_test_start()
+                found = method.test_step(batch, 0)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for name, picture in expected.items():
+            torch.testing.assert_close(found[name], picture, rtol=0, atol=1e-12)
+
+
+def test_a_kernel_wider_than_the_images_is_refused():
+    pytest.importorskip("deepinv")
+    method = TotalVariation(nn.Identity(), 0, degradation={"taps": 9})
+    with pytest.raises(UserError, match="taps=9"):
+        method.test_step({"image": images().float(), "index": torch.arange(3)}, 0)
+
+
+def test_a_missing_deepinv_is_found_when_the_method_is_built(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    with pytest.raises(UserError, match="deepinv"):
+        TotalVariation(nn.Identity(), 0)
 
 
 def test_total_variation_agrees_with_skimage():
@@ -416,6 +514,7 @@ def test_mistakes_in_restorations_are_refused(option):
 
 
 def test_restoration_refuses_other_data():
+    pytest.importorskip("deepinv")
     batch = {"image": images().float() * 2, "index": torch.arange(3)}
     with pytest.raises(UserError, match="mnist5k_pictures"):
         TotalVariation(nn.Identity(), 0).test_step(batch, 0)
