@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from regbench.errors import UserError
 from regbench.functional.diffusion import noised
+from regbench.functional.distributed import own_rows, world_size
 from regbench.functional.moving_average import step_average
 from regbench.registry import Paper, register
 from regbench.regularizers.base import batch_fields
@@ -88,9 +89,11 @@ class DDPM(NoisePredictor):
 
     def training_loss(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
         x = to_signed(batch_fields(batch, ("image",))[0])
-        draws = self.generator("diffusion")
-        time = torch.randint(len(self.alpha_bar), (len(x),), generator=draws).to(x.device)
-        noise = torch.randn(x.shape, generator=draws, dtype=torch.float32).to(x.device)
+        # The generator is alike on every process: all draw for the global batch, and each takes its own rows.
+        draws, count = self.generator("diffusion"), len(x) * world_size()
+        time = own_rows(torch.randint(len(self.alpha_bar), (count,), generator=draws)).to(x.device)
+        noise = torch.randn((count, *x.shape[1:]), generator=draws, dtype=torch.float32)
+        noise = own_rows(noise).to(x.device)
         return noise_loss(self.student.network, x, time, noise, self.alpha_bar.to(x.device))
 
     def training_step(self, batch, batch_idx: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from regbench.data import pictures
 from regbench.data.builtin import load_mnist5k
 from regbench.data.pictures import load_crops, load_digits
 from regbench.errors import UserError
+from regbench.functional import distributed
 from regbench.functional.diffusion import alpha_bars, ddim_shares, denoised, noised, time_grid
 from regbench.regularizers.diffusion import ddpm
 from regbench.regularizers.diffusion.ddpm import DDPM, noise_loss
@@ -99,6 +100,26 @@ def test_the_average_takes_a_step_with_each_step_of_the_optimiser(train, monkeyp
     code, _ = train(*TINY, "trainer.limit_train_batches=4", "trainer.accumulate_grad_batches=2")
     assert code == 0
     assert decays == pytest.approx([2 / 11, 3 / 12])
+
+
+def test_processes_draw_their_rows_of_the_same_noise(monkeypatch):
+    """Of two, one has images 0 and 2, the other one 1 and 3; what the network is shown is that of one process."""
+    seen = []
+
+    class Seeing(nn.Module):
+        def forward(self, xt, time):
+            seen.append((xt, time))
+            return xt
+
+    image = torch.rand(4, 1, 8, 8)
+    DDPM(Seeing(), 0).training_loss({"image": image})
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+        DDPM(Seeing(), 0).training_loss({"image": image[rank::2]})
+        for whole, own in zip(seen[0], seen[-1], strict=True):
+            assert torch.equal(own, whole[rank::2])
 
 
 def test_half_precision_trains(train):

@@ -12,6 +12,7 @@ from regbench.backbones import build
 from regbench.backbones.lpn import ImageLPN, VectorLPN
 from regbench.data.laplace import load_laplace
 from regbench.errors import UserError
+from regbench.functional import distributed
 from regbench.functional.proximal import (
     alternating_directions,
     invert,
@@ -151,6 +152,25 @@ def test_all_that_is_trained_gets_a_gradient(network):
     constant = network.last_skip.bias if isinstance(network, VectorLPN) else network.last.bias
     assert not constant.requires_grad
     assert any(value is not None and value.shape == (1,) for value in network.state_dict().values())
+
+
+def test_processes_draw_their_rows_of_the_same_noise(monkeypatch):
+    """Of two, one has samples 0 and 2, the other one 1 and 3; what the network is shown is that of one process."""
+    seen = []
+
+    class Seeing(nn.Module):
+        def forward(self, y):
+            seen.append(y)
+            return y
+
+    image = torch.rand(4, 1, 8, 8)
+    Denoiser(Seeing(), 0).training_loss({"image": image})
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+        Denoiser(Seeing(), 0).training_loss({"image": image[rank::2]})
+        assert torch.equal(seen[-1], seen[0][rank::2])
 
 
 def test_networks_refuse_what_they_cannot_take():
