@@ -32,3 +32,16 @@ def own_rows(batch: Tensor) -> Tensor:
     """This process's rows (B / world, ...) of a global batch (B, ...): what `gather_rows` gathered."""
     world = world_size()
     return batch if world == 1 else batch[dist.get_rank() :: world]
+
+
+def gather_split(rows: Tensor) -> Tensor:
+    """The split (N, ...) of which every process holds the rows rank, rank + world, …; their numbers may differ by one.
+
+    Without gradients. Collective: every process calls it.
+    """
+    if world_size() == 1:
+        return rows
+    sizes = gather_rows(torch.tensor([len(rows)], device=rows.device))
+    padded = rows.new_zeros((int(sizes.max()), *rows.shape[1:]))  # by a row at the split's end, if at all
+    padded[: len(rows)] = rows
+    return gather_rows(padded)[: int(sizes.sum())]

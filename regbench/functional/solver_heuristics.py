@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from regbench.errors import UserError, unknown
+from regbench.solvers.solution import Solution
 
 Field = Callable[[Tensor, Tensor], Tensor]
 AGGREGATES = {"mean": torch.mean, "sum": torch.sum, "max": torch.max}
@@ -93,22 +94,15 @@ class SolverPenalty:
         """Whether there is an R."""
         return bool(self.error or self.stiffness)
 
-    def __call__(
-        self,
-        errors: Sequence[Tensor],
-        stiffness: Sequence[Tensor],
-        steps: Sequence[float],
-        stability: float,
-        *,
-        epoch: int,
-        epochs: int,
-    ) -> Tensor:
-        """The penalty of a solve, a scalar; its estimates are those of `heuristic_penalty`."""
+    def of(self, solution: Solution, *, epoch: int, epochs: int) -> Tensor | None:
+        """The penalty of a solve, a scalar; None where there is no R, or no step."""
+        if not solution.errors or not self.wanted:
+            return None
         value = heuristic_penalty(
-            errors,
-            stiffness,
-            steps,
-            stability,
+            solution.errors,
+            solution.stiffness,
+            solution.steps,
+            solution.stability,
             error_weight=self.error,
             stiffness_weight=self.stiffness,
             aggregate=self.aggregate,

@@ -1,6 +1,7 @@
 """Modular arithmetic: corrupted and right labels, how periodic the weights are, and what pruned units leave."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from regbench import seeding
 from regbench.backbones.modular import ModularMLP
+from regbench.data.modular import OPERATIONS
 from regbench.data.samples import Samples
 from regbench.errors import UserError
 from regbench.functional.fourier import inverse_participation_ratio
@@ -27,12 +29,41 @@ CURVES = {  # name → style and label in the picture
 }
 
 
-def unit_ipr(network: ModularMLP) -> Tensor:
+@cache
+def residue_order(p: int, operation: str) -> Tensor | None:
+    """int64 (n,): residues modulo p in the order in which the operation adds up their places modulo n.
+
+    For addition they are all, as they come. For multiplication with p prime they are g^0, g^1, … of a primitive root g,
+    as g^a g^b = g^(a + b); 0 has no place. Modulo another p there is no such order, nor for another operation: None.
+
+    >>> residue_order(5, "multiplication"), residue_order(6, "multiplication")
+    (tensor([1, 2, 4, 3]), None)
+    """
+    if operation == "addition":
+        return torch.arange(p)
+    for g in range(1, p) if operation == "multiplication" else ():
+        powers = [pow(g, k, p) for k in range(p - 1)]
+        if len(set(powers) - {0}) == p - 1:  # all residues but 0, so that p is prime
+            return torch.tensor(powers)
+    return None
+
+
+def operation_of(pair: Tensor, result: Tensor, p: int) -> str:
+    """The name of the operation modulo p that gives these results, int64 (N,), of the pairs (N, 2); "" for another."""
+    i, j = pair.unbind(1)
+    return next((name for name, f in OPERATIONS.items() if torch.equal(f(i, j) % p, result)), "")
+
+
+def unit_ipr(network: ModularMLP, order: Tensor) -> Tensor:
     """(N,): mean over U, V and W of the inverse participation ratio of each hidden unit's weights.
 
-    In float64: strong weight decay leaves weights whose fourth powers float32 does not hold.
+    On the CPU in float64: strong weight decay leaves weights whose fourth powers float32 does not hold.
+
+    Args:
+        order: of the residues, see `residue_order`.
     """
-    return torch.stack([inverse_participation_ratio(weights.double()) for weights in network.units()]).mean(0)
+    ratios = [inverse_participation_ratio(weights.cpu().double()[:, order]) for weights in network.units()]
+    return torch.stack(ratios).mean(0)
 
 
 def accuracies(prediction: Tensor, train: Samples, test: Samples) -> dict[str, float]:
@@ -87,7 +118,8 @@ class ModularMeasures(pl.Callback):
     `uncorrupted`, the same on the two parts, `corrupted_right`, the share of the corrupted pairs with the right result
     as prediction, and `test_accuracy`. Without corrupted pairs theirs are left out. Of a `ModularMLP` also `ipr`, the
     median over the hidden units of their inverse participation ratio, and `periodic`, the share of units where it is
-    above 0.5.
+    above 0.5. Residues are in the order in which solutions are periodic (`residue_order`); where there is none, as in
+    multiplication modulo a number that is no prime, all that goes by the ratio is left out, and `prune` is refused.
 
     At the test: the same as `test/train_accuracy`, `test/corrupted` and so on; `test/right_labels`, the training
     accuracy of a network that is right on all pairs; for batch normalisation `test/gain_high_ipr` and
@@ -118,6 +150,7 @@ class ModularMeasures(pl.Callback):
         self.prune = list(prune)
         self.figures = figures
         self.curves: list[dict[str, float]] = []
+        self.order: Tensor | None = None  # of the residues; `setup` looks at the data
 
     def state_dict(self) -> dict[str, Any]:
         return {"curves": self.curves}
@@ -130,6 +163,15 @@ class ModularMeasures(pl.Callback):
         if not isinstance(module, SampleClassifier) or "corrupted" not in hidden:
             raise UserError(
                 "callbacks=modular measures modular arithmetic, e.g. regularizer=grokking; leave it out for other data."
+            )
+        train, test, p = trainer.datamodule.sets.train, trainer.datamodule.sets.test, module.num_classes
+        pair = torch.cat([train.fields["pair"], test.fields["pair"]])
+        operation = operation_of(pair, torch.cat([train.hidden["clean"], test.fields["label"]]), p)
+        self.order = residue_order(p, operation)
+        if self.prune and self.order is None:
+            raise UserError(
+                "callbacks.modular.prune goes by how periodic the units are, which is defined for addition, and for "
+                f"multiplication modulo a prime: take dataset.operation=addition, or another dataset.p than {p}."
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -148,7 +190,7 @@ class ModularMeasures(pl.Callback):
         del values["test"]  # the method's own test/accuracy
         values["train_accuracy"] = values.pop("train")
         values["right_labels"] = float((train.fields["label"] == train.hidden["clean"]).double().mean())
-        values |= self._periodicity(module) | gains(module)
+        values |= self._periodicity(module) | gains(module, self.order)
         pruned = self._pruned(trainer, module)
         for (order, share), parts in pruned.items():
             values |= {f"{order}_{share}_{part}": value for part, value in parts.items()}
@@ -179,13 +221,12 @@ class ModularMeasures(pl.Callback):
         module.train(training)
         return accuracies(prediction, trainer.datamodule.sets.train, trainer.datamodule.sets.test)
 
-    @staticmethod
     @torch.no_grad()
-    def _periodicity(module: SampleClassifier) -> dict[str, float]:
+    def _periodicity(self, module: SampleClassifier) -> dict[str, float]:
         network = module.backbone.network
-        if not isinstance(network, ModularMLP):
+        if not isinstance(network, ModularMLP) or self.order is None:
             return {}
-        ipr = unit_ipr(network)
+        ipr = unit_ipr(network, self.order)
         return {"ipr": float(ipr.median()), "periodic": float((ipr > 0.5).double().mean())}
 
     @torch.no_grad()
@@ -197,12 +238,14 @@ class ModularMeasures(pl.Callback):
         if not self.prune or not isinstance(network, ModularMLP):
             return {}
         features = module.backbone.outputs(self._pairs(trainer, module)).features
-        rising = unit_ipr(network).argsort(stable=True)
+        rising = unit_ipr(network, self.order).argsort(stable=True)
         generator = seeding.generator(data.seeds["evaluation"], "prune")
-        drawn = torch.randperm(len(rising), generator=generator).to(rising.device)
+        drawn = torch.randperm(len(rising), generator=generator)
         found = {}
         for name, order in zip(ORDERS, (rising, rising.flip(0), drawn), strict=True):
-            predictions = pruned_predictions(features, network.out.weight, order, self.prune)
+            predictions = pruned_predictions(
+                features, network.out.weight, order.to(features.device), self.prune
+            )
             for share, prediction in zip(self.prune, predictions, strict=True):
                 parts = accuracies(prediction.cpu(), data.sets.train, data.sets.test)
                 parts.pop("corrupted_right", None)
@@ -211,16 +254,22 @@ class ModularMeasures(pl.Callback):
 
 
 @torch.no_grad()
-def gains(module: SampleClassifier) -> dict[str, float]:
-    """How the weights of batch normalisation go with the IPR of their units; empty without it."""
+def gains(module: SampleClassifier, order: Tensor | None) -> dict[str, float]:
+    """How the weights of batch normalisation go with the IPR of their units; empty without it, or without an `order`
+    of the residues.
+    """
     network = module.backbone.network
-    if not isinstance(network, ModularMLP) or not isinstance(network.norm, torch.nn.BatchNorm1d):
+    if (
+        not isinstance(network, ModularMLP)
+        or not isinstance(network.norm, torch.nn.BatchNorm1d)
+        or order is None
+    ):
         return {}
-    ipr, gain = unit_ipr(network), network.norm.weight.abs()
+    ipr, gain = unit_ipr(network, order), network.norm.weight.abs().cpu()
     low, high = ipr.argsort(stable=True).tensor_split(2)
     found = {"gain_low_ipr": float(gain[low].mean()), "gain_high_ipr": float(gain[high].mean())}
     if len(gain.unique()) > 1:  # else there is no correlation
-        found["gain_ipr"] = float(spearmanr(ipr.cpu(), gain.cpu()).statistic)
+        found["gain_ipr"] = float(spearmanr(ipr, gain).statistic)
     return found
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.feature_selection import mutual_info_classif
 
 from regbench.errors import UserError
 from regbench.metrics.disentanglement import (
@@ -88,6 +89,36 @@ def test_numbers_in_place_of_symbols():
     assert information[0, 1] < 0.1
     assert active(latents, discrete=False).tolist() == [True, False]  # 5 of 200 is below a twentieth
     assert active(latents, discrete=True).tolist() == [True, True]
+
+
+def test_numbers_vary_where_their_range_is_above_a_twentieth_of_the_largest():
+    spread = np.linspace(0, 1, 50)[:, None] * np.array([1.0, 1 / 15, 1 / 19, 1 / 21, 1 / 25])
+    assert active(spread, discrete=False).tolist() == [True, True, True, False, False]
+
+
+def test_information_is_scikit_learns_of_ten_neighbours():
+    """Of 3 neighbours, its default, it is another."""
+    generator = np.random.default_rng(0)
+    factor = generator.integers(0, 3, 150)
+    z = factor + generator.standard_normal(150)
+    expected, of_three = (
+        mutual_info_classif((z[:, None] - z.mean()) / z.std(), factor, n_neighbors=k, random_state=0)[0]
+        for k in (10, 3)
+    )
+    found = mutual_information(factor[:, None], z[:, None], discrete=False)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+    assert abs(of_three - expected) > 0.01
+
+
+def test_explicitness_of_numbers():
+    """A corner for each pair of values: lines part them, on whatever scales. Of noise they read close to nothing."""
+    factors, generator = np.tile(BITS, (100, 1)), np.random.default_rng(0)
+    corners = factors @ np.array([[2.0, 1.0], [-1.0, 1.0]]) + generator.uniform(-0.2, 0.2, (400, 2))
+    assert infoe(factors, corners * [1.0, 1000.0], discrete=False) > 0.99
+    noise = generator.standard_normal((400, 2))
+    assert infoe(factors, noise, discrete=False) == pytest.approx(0, abs=0.02)
+    of_one = np.stack([factors[:, 0] + 0.1 * noise[:, 0], noise[:, 1]], 1)  # the other factor is in none
+    assert infoe(factors, of_one, discrete=False) == pytest.approx(0.5, abs=0.02)
 
 
 def test_explicitness_of_balanced_classes_against_nothing_is_relative_to_log_values():

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from regbench import seeding
 from regbench.errors import UserError
+from regbench.functional.distributed import gather_split, world_size
 from regbench.metrics.classification import classification_metrics
 from regbench.registry import TASKS
 from regbench.regularizers.base import Method, batch_fields
@@ -26,17 +27,22 @@ VERSION = 1
 
 
 class DifferentialEquationMethod(Method):
-    """What the tasks share: the hooks, the noise, and the count of evaluations.
+    """What the tasks share: the hooks, the noise, the count of evaluations, and the samples of an evaluation, which is
+    made when all are there.
 
-    Logged beside a task's own metrics: `train/nfe`, evaluations of the field in a training step, mean over the epoch;
-    `val/nfe` and `test/nfe`, those of a solve without a method's changes; `test/training_nfe`, those of a training
-    step, mean over the whole training.
+    Logged beside a task's own metrics: `train/nfe`, evaluations of the field in a training step's solve, mean over the
+    epoch; `val/nfe` and `test/nfe`, those of a solve without a method's changes; `test/training_nfe`, as `train/nfe`,
+    mean over the whole training. What a penalty evaluates beside the solve is not counted.
 
     Args:
         backbone: a network with `solve` and `read`, see `regbench.backbones.differential_equations.Flow`.
+
+    Attributes:
+        fields: what an evaluation sees of a batch.
     """
 
     example = "neural_ode"  # a backbone that fits, for the error
+    fields: ClassVar[tuple[str, ...]]
 
     def __init__(self, backbone: nn.Module, num_classes: int, **base):
         super().__init__(backbone, num_classes, **base)
@@ -47,6 +53,21 @@ class DifferentialEquationMethod(Method):
             )
         # Evaluations and steps of the training so far; in checkpoints, so that a resumed run goes on counting.
         self.register_buffer("spent", torch.zeros(2, dtype=torch.float64))
+        self._seen: list[tuple[Tensor, ...]] = []
+
+    def setup(self, stage: str) -> None:
+        precision = self.trainer.precision
+        double = all(parameter.dtype == torch.float64 for parameter in self.flow.parameters())
+        if precision != "32-true" and not (precision == "64-true" and double):
+            raise UserError(
+                f"accelerator.precision={precision} does not go with a solver: backbone.dtype decides what it computes "
+                "in, float32 or float64. Set accelerator.precision=32-true."
+            )
+        if self.trainer.strategy.root_device.type == "mps":
+            raise UserError(
+                "Differential equations are solved with times in float64, which Apple's GPUs don't have: set "
+                "accelerator=cpu."
+            )
 
     @property
     def flow(self) -> nn.Module:
@@ -71,17 +92,52 @@ class DifferentialEquationMethod(Method):
         self.watch("penalty", penalty)
         return loss + penalty
 
+    @property
+    def progress(self) -> dict[str, int]:
+        """Where training is: `epoch`, counted from 0, of `epochs`."""
+        return {"epoch": self.current_epoch, "epochs": self.max_epochs}
+
     def _number(self, solution: Solution) -> Tensor:
         """The solution's evaluations, on the device: what is logged there may be summed over processes."""
         return torch.tensor(float(solution.evaluations), device=self.device)
 
     def training_seed(self) -> int:
-        """Names the noise of a training step."""
-        return int(torch.randint(2**62, (), generator=self.generator("noise")))
+        """Names the noise of a training step, which is another one on each process."""
+        seed = int(torch.randint(2**62, (), generator=self.generator("noise")))
+        return seeding.derive(seed, "rank", self.global_rank) if self.global_rank else seed
 
     def evaluation_seed(self, position: int = 0) -> int:
         """Names the noise of an evaluation, which is the same after each epoch and at the test."""
         return seeding.derive(self.seed, "evaluation", position)
+
+    def common(self, time: Tensor) -> Tensor:
+        """The times (T,), float64, of all samples (B, T) of a batch."""
+        if (time != time[0]).any():
+            raise UserError(
+                "The paths or series of a batch must have common times: all are solved, and compared, together."
+            )
+        time, end = time[0].double(), self.flow.end
+        if (time.diff() <= 0).any() or time[0] < 0 or (end and time[-1] > end):
+            raise UserError(
+                f"The times of paths and series must ascend from 0 or later to backbone.end={end} at most; these go "
+                f"from {float(time[0]):g} to {float(time[-1]):g}."
+            )
+        return time
+
+    def _keep(self, batch: Mapping[str, Tensor]) -> None:
+        self._seen.append(tuple(batch_fields(batch, self.fields)))
+
+    def _whole(self) -> list[Tensor]:
+        """What was kept of this evaluation, all rows of each field; it is then forgotten."""
+        whole = [torch.cat(parts) for parts in zip(*self._seen, strict=True)]
+        self._seen.clear()
+        return whole
+
+    def validation_step(self, batch, batch_idx: int) -> None:
+        self._keep(batch)
+
+    def test_step(self, batch, batch_idx: int) -> None:
+        self._keep(batch)
 
     def on_test_epoch_end(self) -> None:
         evaluations, steps = self.spent.tolist()
@@ -96,46 +152,30 @@ class JointlySolved(DifferentialEquationMethod):
     A subclass sets `val_metrics` and `test_metrics`, collections with the prefixes val/ and test/.
 
     Attributes:
-        fields: what `evaluate` sees of a batch.
         shown: names of metrics for the progress bar.
     """
 
     SOLVED_TOGETHER = 512
-    fields: ClassVar[tuple[str, ...]]
     shown: ClassVar[tuple[str, ...]]
-
-    def __init__(self, backbone: nn.Module, num_classes: int, **base):
-        super().__init__(backbone, num_classes, **base)
-        self._seen: list[tuple[Tensor, ...]] = []
 
     def evaluate(self, samples: tuple[Tensor, ...], seed: int, metrics: MetricCollection) -> Solution:
         """Solves for the samples, a tensor for each of `fields`, and updates the metrics; the seed names the noise."""
         raise NotImplementedError(f"{type(self).__name__} defines no evaluate")
 
-    def _keep(self, batch: Mapping[str, Tensor]) -> None:
-        self._seen.append(tuple(batch_fields(batch, self.fields)))
-
     def _measure(self, metrics: MetricCollection) -> dict[str, Tensor]:
-        whole = [torch.cat(parts) for parts in zip(*self._seen, strict=True)]
-        self._seen.clear()
         nfe = None
-        chunks = zip(*(field.split(self.SOLVED_TOGETHER) for field in whole), strict=True)
+        chunks = zip(*(field.split(self.SOLVED_TOGETHER) for field in self._whole()), strict=True)
         for position, samples in enumerate(chunks):
-            solution = self.evaluate(samples, self.evaluation_seed(position), metrics)
+            seed = self.evaluation_seed(position * world_size() + self.global_rank)
+            solution = self.evaluate(samples, seed, metrics)
             nfe = self._number(solution) if nfe is None else nfe
         values = metrics.compute() | {f"{metrics.prefix}nfe": nfe}
         metrics.reset()
         return values
 
-    def validation_step(self, batch, batch_idx: int) -> None:
-        self._keep(batch)
-
     def on_validation_epoch_end(self) -> None:
         for name, value in self._measure(self.val_metrics).items():
             self.log(name, value, prog_bar=name in self.shown, sync_dist=name == "val/nfe")
-
-    def test_step(self, batch, batch_idx: int) -> None:
-        self._keep(batch)
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
@@ -183,8 +223,8 @@ def moments(path: Tensor) -> tuple[Tensor, Tensor]:
 class PathMethod(DifferentialEquationMethod):
     """The mean squared error of a process's means, plus that of its variances, against those of the data's paths.
 
-    A batch is a set of paths (N, T, d) at common times (N, T). The process starts where the paths do. Metrics: `mse`,
-    the sum, of which `mse_mean` and `mse_variance` are the parts.
+    A batch is a set of paths (N, T, d) at common times (N, T). The process starts where the paths do. Metrics, of all
+    paths of a split at once: `mse`, the sum, of which `mse_mean` and `mse_variance` are the parts.
 
     Args:
         trajectories: paths of the process in a training step.
@@ -192,6 +232,7 @@ class PathMethod(DifferentialEquationMethod):
     """
 
     example = "path_sde"
+    fields = TASKS["neural_sde"]
 
     def __init__(
         self,
@@ -211,37 +252,49 @@ class PathMethod(DifferentialEquationMethod):
         self.trajectories, self.test_trajectories = trajectories, test_trajectories
 
     def compare(
-        self, batch: Mapping[str, Tensor], trajectories: int, seed: int
+        self, time: Tensor, path: Tensor, trajectories: int, seed: int
     ) -> tuple[Tensor, Tensor, Solution]:
-        """Squared errors of means and of variances (scalars), and the solution."""
-        time, path = batch_fields(batch, TASKS["neural_sde"])
-        if (time != time[0]).any():
+        """Squared errors of means and of variances (scalars), and the solution.
+
+        Args:
+            time: (N, T).
+            path: (N, T, d), of the data.
+            trajectories: of the process.
+        """
+        if len(path) < 2:
             raise UserError(
-                "The paths of a batch must have common times: means and variances are taken at each time."
+                "A single path has no variance to compare with: set dataset.batch_size to 2 or more for each process, "
+                "or null, and have 2 or more paths to evaluate."
             )
+        time = self.common(time)
         start = path[torch.arange(trajectories, device=path.device) % len(path), 0]
         solution = self.flow.solve(start, seed=seed)
-        states = solution.at(time[0])
+        states = solution.at(time)
         pairs = zip(moments(states.transpose(0, 1)), moments(path.to(states.dtype)), strict=True)
         of_mean, of_variance = (F.mse_loss(ours, data) for ours, data in pairs)
         return of_mean, of_variance, solution
 
     def training_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        of_mean, of_variance, solution = self.compare(batch, self.trajectories, self.training_seed())
+        time, path = batch_fields(batch, self.fields)
+        of_mean, of_variance, solution = self.compare(time, path, self.trajectories, self.training_seed())
         return self.regularised(of_mean + of_variance, solution)
 
-    def _measure(self, batch: Mapping[str, Tensor], prefix: str) -> None:
-        of_mean, of_variance, solution = self.compare(batch, self.test_trajectories, self.evaluation_seed())
+    def _measure(self, prefix: str) -> None:
+        time, path = map(gather_split, self._whole())
+        of_mean, of_variance, solution = self.compare(
+            time, path, self.test_trajectories, self.evaluation_seed()
+        )
         values = {"mse": of_mean + of_variance, "mse_mean": of_mean, "mse_variance": of_variance}
         values["nfe"] = self._number(solution)
         for name, value in values.items():
-            self.log(f"{prefix}/{name}", value, sync_dist=True, batch_size=1)
+            self.log(f"{prefix}/{name}", value, sync_dist=True)
 
-    def validation_step(self, batch, batch_idx: int) -> None:
-        self._measure(batch, "val")
+    def on_validation_epoch_end(self) -> None:
+        self._measure("val")
 
-    def test_step(self, batch, batch_idx: int) -> None:
-        self._measure(batch, "test")
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self._measure("test")
 
 
 def masked_mse(prediction: Tensor, values: Tensor, observed: Tensor) -> Tensor:
@@ -355,18 +408,6 @@ class SeriesMethod(JointlySolved):
 
     def training_time(self, time: Tensor) -> Tensor:
         """The times (T,) at which a training step takes the series' values to be; those of the data."""
-        return time
-
-    def common(self, time: Tensor) -> Tensor:
-        """The times (T,) of all series (B, T) of a batch."""
-        if (time != time[0]).any():
-            raise UserError("The series of a batch must have common times: all are solved together.")
-        time, end = time[0].double(), self.flow.end
-        if (time.diff() <= 0).any() or time[0] < 0 or (end and time[-1] > end):
-            raise UserError(
-                f"The times of series must ascend from 0 or later to backbone.end={end} at most; these go from "
-                f"{float(time[0]):g} to {float(time[-1]):g}."
-            )
         return time
 
     def fit(

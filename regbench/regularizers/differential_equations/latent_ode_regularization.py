@@ -87,6 +87,11 @@ class LatentODERegularization(SeriesMethod):
                 f"regularizer.steer={steer} is from 0 to 0.5, regularizer.taylor={taylor} a weight, at least 0, "
                 f"regularizer.taylor_order={taylor_order} at least 1."
             )
+        if steer and not self.flow.end:
+            raise UserError(
+                f"regularizer.steer={steer} moves observations within the time that is solved, and backbone.end=0 "
+                "solves none: set regularizer.steer=0, or another backbone.end."
+            )
         self.steer, self.taylor, self.taylor_order = steer, taylor, taylor_order
 
     def training_time(self, time: Tensor) -> Tensor:
@@ -96,12 +101,8 @@ class LatentODERegularization(SeriesMethod):
         return moved_times(time, self.steer, uniform.to(time.device), self.flow.end)
 
     def penalty(self, solution: Solution) -> Tensor | None:
-        terms = []
-        if solution.errors and self.solver_penalty.wanted:
-            epochs = {"epoch": self.current_epoch, "epochs": self.max_epochs}
-            estimates = solution.errors, solution.stiffness, solution.steps
-            terms.append(self.solver_penalty(*estimates, solution.stability, **epochs))
-        if solution.errors and self.taylor:
-            value = taylor_penalty(self.flow.field, solution.times, solution.states, self.taylor_order)
-            terms.append(self.taylor * value)
-        return sum(terms) if terms else None
+        penalty = self.solver_penalty.of(solution, **self.progress)
+        if not solution.errors or not self.taylor:
+            return penalty
+        value = taylor_penalty(self.flow.field, solution.times, solution.states, self.taylor_order)
+        return self.taylor * value if penalty is None else penalty + self.taylor * value

@@ -21,10 +21,11 @@ LOCAL = ("unbiased", "biased")
 
 def local_step(
     f: Field, solution: Solution, tolerance: float, variant: str, generator: torch.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """(E, S, h) of one Tsit5 step from a random time of a solution, whose state there is a constant of the graph.
+) -> Solution:
+    """One Tsit5 step from a random time of a solution, whose state there is a constant of the graph.
 
-    Local regularization (Pal et al. 2023). The step's size is what the solver would start with there.
+    Local regularization (Pal et al. 2023). The step's size is what the solver would start with there. The times are 0
+    and that size: they count from the step's start. Evaluations are not counted.
 
     Args:
         variant: unbiased: the time is uniform on the interval; biased: it is the start of an accepted step.
@@ -46,7 +47,8 @@ def local_step(
                 z, slope, *_ = tsit5.step(f, solution.times[before], z, slope, h)
         h = tsit5.first_step(f, t, z, slope, solution.times[-1] - t, tolerance)
     step = tsit5.step(f, t, z, f(t, z), h)
-    return scaled_error(step.error, z, step.state, tolerance), step.stiffness, h
+    error = scaled_error(step.error, z, step.state, tolerance)
+    return Solution([0.0, h], [z, step.state], tsit5.STABILITY, [error], [step.stiffness])
 
 
 @register(
@@ -110,6 +112,11 @@ class NeuralDERegularization(PointMethod):
             raise UserError(
                 "regularizer.taylor and regularizer.local are for ODEs: take backbone=neural_ode."
             )
+        if local and not self.solver_penalty.wanted:
+            raise UserError(
+                f"regularizer.local={local} says of which step R is, and with regularizer.error=0 and "
+                "regularizer.stiffness=0 there is no R: set one of the two, or regularizer.local=null."
+            )
         self.steer, self.taylor, self.taylor_order, self.local = steer, taylor, taylor_order, local
 
     def end_time(self) -> float | None:
@@ -119,17 +126,15 @@ class NeuralDERegularization(PointMethod):
         return self.flow.end + (2 * uniform - 1) * self.steer
 
     def penalty(self, solution: Solution) -> Tensor | None:
-        terms = []
-        if solution.errors and self.solver_penalty.wanted:
-            errors, stiffness, steps = solution.errors, solution.stiffness, solution.steps
-            if self.local:
-                of_error, of_stiffness, h = local_step(
-                    self.flow.field, solution, self.flow.tolerance, self.local, self.generator("local")
-                )
-                errors, stiffness, steps = [of_error], [of_stiffness], [h]
-            epochs = {"epoch": self.current_epoch, "epochs": self.max_epochs}
-            terms.append(self.solver_penalty(errors, stiffness, steps, solution.stability, **epochs))
-        if solution.errors and self.taylor:
-            value = taylor_penalty(self.flow.field, solution.times, solution.states, self.taylor_order)
-            terms.append(self.taylor * value)
-        return sum(terms) if terms else None
+        if not solution.errors:
+            return None
+        steps = solution
+        if self.local:
+            steps = local_step(
+                self.flow.field, solution, self.flow.tolerance, self.local, self.generator("local")
+            )
+        penalty = self.solver_penalty.of(steps, **self.progress)
+        if not self.taylor:
+            return penalty
+        value = taylor_penalty(self.flow.field, solution.times, solution.states, self.taylor_order)
+        return self.taylor * value if penalty is None else penalty + self.taylor * value

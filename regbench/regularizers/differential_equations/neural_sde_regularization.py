@@ -58,9 +58,4 @@ class NeuralSDERegularization(PathMethod):
         self.solver_penalty = SolverPenalty(error, stiffness, weight_start, weight_end, aggregate)
 
     def penalty(self, solution: Solution) -> Tensor | None:
-        if not solution.errors or not self.solver_penalty.wanted:
-            return None
-        epochs = {"epoch": self.current_epoch, "epochs": self.max_epochs}
-        return self.solver_penalty(
-            solution.errors, solution.stiffness, solution.steps, solution.stability, **epochs
-        )
+        return self.solver_penalty.of(solution, **self.progress)

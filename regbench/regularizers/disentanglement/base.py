@@ -122,11 +122,11 @@ class AutoencoderMethod(Method):
         self.watch("pixels", pixels)
         return pixels + self.penalty(latent, image)
 
-    @staticmethod
-    def _image(batch: Mapping[str, Tensor]) -> Tensor:
-        """The batch's images in [0, 1]."""
+    def _image(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The batch's images in [0, 1], in the type of the network's parameters."""
         image = batch_fields(batch, TASKS["disentanglement"])[0]
-        return image.float() / 255 if image.dtype == torch.uint8 else image
+        image = image.float() / 255 if image.dtype == torch.uint8 else image
+        return image.to(next(self.network.parameters()).dtype)
 
     def weights(self) -> list[nn.Parameter]:
         """The parameters that are decayed and whose gradients are clipped."""
@@ -156,7 +156,7 @@ class AutoencoderMethod(Method):
     def _measure(self, batch: Mapping[str, Tensor], psnr: PeakSignalNoiseRatio, code: InfoMEC) -> None:
         image = self._image(batch)
         latent = self.encode(image)
-        psnr.update(self.network.decode(latent.z).float().sigmoid(), image)
+        psnr.update(self.network.decode(latent.z).float().sigmoid(), image.float())
         code.update(batch["factors"], latent.measured.float() if not self.discrete else latent.measured)
 
     def validation_step(self, batch, batch_idx: int) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from regbench.errors import UserError
+from regbench.functional.distributed import gather_rows
 from regbench.registry import Paper, register
 from regbench.regularizers.disentanglement.base import Latent
 from regbench.regularizers.disentanglement.gaussian import GaussianAutoencoder
@@ -69,8 +70,8 @@ class BetaTCVAE(GaussianAutoencoder):
     def penalty(self, latent: Latent, image: Tensor) -> Tensor:
         if not self.train_size:
             raise UserError("beta_tcvae needs the number of training images: call on_data(number) first.")
-        information, correlation, kl = decomposed_divergence(
-            latent.z, latent.measured, latent.parts["deviation"], self.train_size
-        )
+        # q(z) is estimated on the batch of all processes together.
+        rows = latent.z, latent.measured, latent.parts["deviation"]
+        information, correlation, kl = decomposed_divergence(*map(gather_rows, rows), self.train_size)
         self.watch("total_correlation", correlation)
         return (information + self.beta * correlation + kl) / image[0].numel()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regbench.errors import UserError
+from regbench.functional.distributed import own_rows, world_size
 from regbench.regularizers.disentanglement.base import AutoencoderMethod, Latent
 
 
@@ -40,6 +41,8 @@ class GaussianAutoencoder(AutoencoderMethod):
         deviation = F.softplus(deviation)
         z = mean
         if self.training:
-            noise = torch.randn(mean.shape, generator=self.generator("latent"), dtype=mean.dtype)
+            # The generator is alike on every process: all draw for the global batch, and each takes its own rows.
+            shape = len(mean) * world_size(), mean.shape[1]
+            noise = own_rows(torch.randn(shape, generator=self.generator("latent"), dtype=mean.dtype))
             z = mean + deviation * noise.to(mean.device)
         return Latent(z, mean, {"deviation": deviation})

@@ -130,7 +130,7 @@ class InfoWGANGP(AutoencoderMethod):
         """Latents z (count, latents): uniform in [0, 1], or each a value of its codebook, with a gradient for it."""
         shape, generator = (count, self.latents), self.generator("latent")
         if self.codebook is None:
-            return torch.rand(shape, generator=generator).to(self.device)
+            return torch.rand(shape, generator=generator).to(self.critic.weight)
         index = torch.randint(self.codebook.shape[1], shape, generator=generator)
         return self.codebook.T.gather(0, index.to(self.device))
 
@@ -153,7 +153,7 @@ class InfoWGANGP(AutoencoderMethod):
         features = self.network.encoder(torch.cat([fake, image]))
         of_fake, of_real = self.critic(features).squeeze(1).chunk(2)
         distance = (of_real - of_fake).mean()
-        share = torch.rand((len(image), 1, 1, 1), generator=self.generator("between")).to(image.device)
+        share = torch.rand((len(image), 1, 1, 1), generator=self.generator("between")).to(image)
         slope = gradient_penalty(self.value, share * image + (1 - share) * fake)
         latent = self.latent(self.network.head(features[: len(image)]))
         error = F.mse_loss(latent.z, z)

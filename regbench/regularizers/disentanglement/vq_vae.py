@@ -17,8 +17,11 @@ def nearest(c: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     >>> nearest(torch.tensor([[[0.9, 0.2]]]), torch.eye(2))
     (tensor([[[1., 0.]]]), tensor([[0]]))
     """
-    with torch.no_grad():  # |c − v|² less |c|², which all v share
-        index = (vectors.square().sum(1) - 2 * c @ vectors.T).argmin(-1)
+    # |c − v|² less |c|², which all v share; in half precision the product would mistake one vector for another.
+    with torch.no_grad(), torch.autocast(c.device.type, enabled=False):
+        dtype = torch.promote_types(c.dtype, torch.float32)
+        v = vectors.to(dtype)
+        index = (v.square().sum(1) - 2 * c.to(dtype) @ v.T).argmin(-1)
     return vectors[index], index
 
 

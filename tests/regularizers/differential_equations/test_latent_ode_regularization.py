@@ -187,6 +187,8 @@ def test_networks_and_times_that_do_not_fit_are_refused():
         LatentODERegularization(nn.Linear(2, 2), 0)
     with pytest.raises(UserError, match="backbone=latent_ode"):
         LatentODERegularization(neural_ode(2, 2), 0)
+    with pytest.raises(UserError, match=r"backbone\.end=0"):
+        LatentODERegularization(latent_ode(5, end=0.0), 0, steer=0.5)
     batch = series(2)
     for time, message in (([[0.0, 0.1, 0.2, 0.3, 1.5]] * 2, "at most"), ([[0.0, 0.1, 0.2, 0.2, 1.0]] * 2, "ascend"),
                           ([[0.0, 0.1, 0.2, 0.3, 1.0], [0.0, 0.1, 0.2, 0.4, 1.0]], "common times")):  # fmt: skip

@@ -1,12 +1,14 @@
 """Regularised neural differential equations: penalties by hand and in closed form, and what training counts."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from regbench import seeding
 from regbench.backbones.differential_equations import Field, NeuralODE, neural_ode, neural_sde, path_sde
 from regbench.errors import UserError
 from regbench.functional.solver_heuristics import (
@@ -151,7 +153,8 @@ def test_a_local_step_starts_on_the_solution_which_is_a_constant(variant):
         return rate * z
 
     solution = tsit5.solve(field, start, 0.0, 1.0, tolerance=1e-6)
-    error, stiffness, h = local_step(field, solution, 1e-6, variant, torch.Generator().manual_seed(0))
+    local = local_step(field, solution, 1e-6, variant, torch.Generator().manual_seed(0))
+    (error,), (stiffness,), (h,) = local.errors, local.stiffness, local.steps
     assert stiffness.item() == pytest.approx(1.0, abs=1e-9)
     one = torch.ones(1, 1, dtype=torch.float64)
     share = tsit5.step(lambda t, z: -z, 0.0, one, -one, h).error.item()  # of the state
@@ -167,8 +170,8 @@ def test_local_uses_one_step():
     local = method(local="unbiased", **options)
     solution = local.flow.solve(points()["point"])
     ours = local.penalty(solution)
-    error, _, h = local_step(local.flow.field, solution, 1e-5, "unbiased", method().generator("local"))
-    assert ours.item() == pytest.approx((error * h).item(), rel=1e-9)
+    step = local_step(local.flow.field, solution, 1e-5, "unbiased", method().generator("local"))
+    assert ours.item() == pytest.approx((step.errors[0] * step.steps[0]).item(), rel=1e-9)
 
 
 # -- neural SDEs -----------------------------------------------------------------------------------------------------
@@ -196,13 +199,39 @@ def test_the_loss_of_a_process_that_stays_where_it_is():
     path = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [3.0, 3.0]]])
     fit = NeuralSDERegularization(still_process(), 0, trajectories=4, error=0.0)
     batch = {"time": torch.tensor([[0.0, 1.0], [0.0, 1.0]]), "path": path}
-    of_mean, of_variance, _ = fit.compare(batch, 4, seed=0)
+    of_mean, of_variance, _ = fit.compare(**batch, trajectories=4, seed=0)
     assert of_mean.item() == pytest.approx(0.5)  # (0 + 1) / 2
     assert of_variance.item() == pytest.approx(2.0)  # (0 + 4) / 2
     assert fit.training_loss(batch).item() == pytest.approx(2.5)
     mean, variance = moments(path)
     assert mean[:, 0].tolist() == [1.0, 2.0]
     assert variance[:, 0].tolist() == [0.0, 2.0]
+
+
+def test_paths_are_compared_at_once_however_the_loader_splits_them(monkeypatch):
+    """As above: a path alone has no variance, and those of parts would not be that of the whole."""
+    fit = NeuralSDERegularization(still_process(), 0, test_trajectories=4)
+    path = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [3.0, 3.0]]])
+    for row in path:
+        fit.test_step({"time": torch.tensor([[0.0, 1.0]]), "path": row[None]}, 0)
+    logged = {}
+    monkeypatch.setattr(fit, "log", lambda name, value, **_: logged.update({name: value.item()}))
+    fit.on_test_epoch_end()
+    assert logged == {
+        "test/mse": 2.5,
+        "test/mse_mean": 0.5,
+        "test/mse_variance": 2.0,
+        "test/nfe": logged["test/nfe"],
+    }
+
+
+def test_the_noise_differs_between_processes(monkeypatch):
+    fit, other = NeuralSDERegularization(path_sde(2), 0), NeuralSDERegularization(path_sde(2), 0)
+    monkeypatch.setattr(NeuralSDERegularization, "global_rank", 0)
+    first = fit.training_seed()
+    assert first == int(torch.randint(2**62, (), generator=seeding.generator(0, "noise", 0)))
+    monkeypatch.setattr(NeuralSDERegularization, "global_rank", 1)
+    assert other.training_seed() != first
 
 
 def test_the_noise_of_a_training_step_differs_and_that_of_evaluations_does_not():
@@ -262,6 +291,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(train):
         ({"steer": 1.5}, r"from 0 to backbone\.end=1\.0"),
         ({"taylor_order": 0}, "taylor_order=0"),
         ({"local": "random"}, r"regularizer\.local"),
+        ({"local": "unbiased", "error": 0.0}, "there is no R"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
@@ -286,9 +316,40 @@ def test_networks_and_paths_that_do_not_fit_are_refused():
         NeuralSDERegularization(path_sde(2), 0, aggregate="median")
     with pytest.raises(UserError, match="above 0"):
         NeuralSDERegularization(path_sde(2), 0, weight_start=0.0)
-    batch = {"time": torch.tensor([[0.0, 1.0], [0.0, 0.9]]), "path": torch.ones(2, 2, 2)}
-    with pytest.raises(UserError, match="common times"):
-        NeuralSDERegularization(path_sde(2), 0).training_loss(batch)
+    for time, end, message in (([[0.0, 1.0], [0.0, 0.9]], 1.0, "common times"), ([[0.0, 1.0]] * 2, 0.5, "at most"),
+                               ([[0.0, 1.0]], 1.0, "single path")):  # fmt: skip
+        batch = {"time": torch.tensor(time), "path": torch.ones(len(time), 2, 2)}
+        with pytest.raises(UserError, match=message):
+            NeuralSDERegularization(path_sde(2, end=end), 0).training_loss(batch)
+
+
+def test_what_is_computed_in_is_the_networks_to_say():
+    def setup(precision: str, dtype: str, device: str = "cpu") -> None:
+        fit = NeuralDERegularization(neural_ode(2, 2, dtype=dtype), 2)
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        fit._trainer = SimpleNamespace(precision=precision, strategy=strategy)
+        fit.setup("fit")
+
+    for precision, dtype in (("32-true", "float32"), ("32-true", "float64"), ("64-true", "float64")):
+        setup(precision, dtype)
+    for precision, dtype in (("64-true", "float32"), ("bf16-true", "float64"), ("bf16-mixed", "float32")):
+        with pytest.raises(UserError, match=r"backbone\.dtype decides"):
+            setup(precision, dtype)
+    with pytest.raises(UserError, match="accelerator=cpu"):
+        setup("32-true", "float64", "mps")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "code"),
+    [("bf16-true", "float64", 2), ("64-true", "float32", 2), ("64-true", "float64", 0)],
+)
+def test_other_precisions_are_refused_before_training(train, capsys, precision, dtype, code):
+    found, _ = train(
+        "regularizer=neural_de_regularization", "dataset=annuli", "dataset.load.train=64", "dataset.batch_size=32",
+        f"accelerator.precision={precision}", f"backbone.dtype={dtype}", *NETWORK,
+    )  # fmt: skip
+    assert found == code
+    assert ("backbone.dtype decides" in capsys.readouterr().err) == (code == 2)
 
 
 def test_a_method_takes_any_network_with_a_field():

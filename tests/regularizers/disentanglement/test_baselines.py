@@ -8,14 +8,21 @@ from torch.distributions import Normal, kl_divergence
 
 from regbench.backbones.autoencoder import mlp_autoencoder
 from regbench.errors import UserError
+from regbench.functional import distributed
+from regbench.regularizers.disentanglement import beta_tcvae
 from regbench.regularizers.disentanglement.ae import PlainAutoencoder
 from regbench.regularizers.disentanglement.base import Latent
 from regbench.regularizers.disentanglement.beta_tcvae import BetaTCVAE, decomposed_divergence
 from regbench.regularizers.disentanglement.beta_vae import BetaVAE, divergence
 from regbench.regularizers.disentanglement.bio_ae import BioAE, biological_cost
+from regbench.regularizers.disentanglement.info_wgan_gp import InfoWGANGP
+from regbench.regularizers.disentanglement.latent_quantization import LatentQuantization
 from regbench.regularizers.disentanglement.vq_vae import VQVAE, nearest
+from support import read_result
 
 IMAGES = torch.full((2, 1, 4, 4), 0.5)
+SMALL = ["backbone=autoencoder_mlp", "backbone.hidden=[8]", "dataset.size=8", "dataset.evaluate=64",
+         "trainer.limit_train_batches=2", "trainer.max_epochs=1", "logger=none", "progress=none"]  # fmt: skip
 
 
 def make(cls, **options):
@@ -37,6 +44,30 @@ def test_pixels_are_a_mean_and_numbers_in_0_to_1_pass_as_they_are():
     data = batch()
     scaled = data | {"image": data["image"].float() / 255}
     torch.testing.assert_close(method.training_loss(scaled), method.training_loss(data))
+
+
+@pytest.mark.parametrize(
+    "cls", [PlainAutoencoder, BetaVAE, BetaTCVAE, BioAE, VQVAE, LatentQuantization, InfoWGANGP]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_parameters_of_other_types_train_and_are_measured(cls, dtype):
+    method = make(cls).to(dtype)
+    method.on_data(4)
+    loss = method.training_loss(batch())
+    assert loss.isfinite()
+    loss.backward()
+    assert all(p.grad.dtype == dtype for p in method.parameters() if p.grad is not None)
+    method.eval()._measure(batch(), method.test_psnr, method.test_infomec)
+    assert method.test_psnr.compute().isfinite()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_runs_in_other_precisions(train, precision):
+    code, folder = train(
+        "regularizer=latent_quantization", f"accelerator.precision={precision}", "accelerator=cpu", *SMALL
+    )
+    assert code == 0
+    assert 0 < read_result(folder)["metrics"]["test/psnr"] < 40
 
 
 def test_divergence_is_torchs():
@@ -64,6 +95,31 @@ def test_gaussian_latents_are_drawn_in_training_only(cls):
     assert method.eval().latent(code).z[0].tolist() == [1.0, 2.0]
     again, first = make(cls), make(cls)
     assert torch.equal(again.latent(code).z, first.latent(code).z)
+
+
+def test_processes_draw_their_rows_of_the_same_noise(monkeypatch):
+    code, whole = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), make(BetaVAE)
+    expected = whole.latent(code).z
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+        assert torch.equal(make(BetaVAE).latent(code[rank::2]).z, expected[rank::2])
+
+
+def test_total_correlation_is_that_of_the_batch_of_all_processes(monkeypatch):
+    """What a process has are every second row; gathered, they give the penalty of the whole batch."""
+    generator = torch.Generator().manual_seed(0)
+    z, mean, deviation = torch.rand(3, 6, 2, generator=generator) + 0.1
+    method = make(BetaTCVAE)
+    method.on_data(100)
+    expected = method.penalty(Latent(z, mean, {"deviation": deviation}), IMAGES)
+    own = [rows[::2] for rows in (z, mean, deviation)]
+    whole = dict(zip(map(id, own), (z, mean, deviation), strict=True))
+    monkeypatch.setattr(beta_tcvae, "gather_rows", lambda rows: whole[id(rows)])
+    torch.testing.assert_close(
+        method.penalty(Latent(own[0], own[1], {"deviation": own[2]}), IMAGES), expected
+    )
 
 
 def test_parts_of_the_divergence():
@@ -121,6 +177,17 @@ def test_vectors():
     q, index = nearest(c, vectors)
     assert index.tolist() == [[0, 2]]
     assert q.tolist() == [[[0.0, 0.0], [5.0, 0.0]]]
+
+
+def test_vectors_are_nearest_in_half_precision_too():
+    """c and the vectors have bfloat16 values; its product of them is too coarse to tell close ones apart."""
+    generator = torch.Generator().manual_seed(0)
+    c, vectors = torch.randn(64, 4, 32, generator=generator), torch.randn(256, 32, generator=generator)
+    c, vectors = c.bfloat16(), vectors.bfloat16()
+    expected = torch.cdist(c.double().flatten(0, 1), vectors.double()[None]).argmin(-1).view(64, 4)
+    assert torch.equal(nearest(c, vectors)[1], expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest(c.float(), vectors.float())[1], expected)
 
 
 def test_vq_vae():

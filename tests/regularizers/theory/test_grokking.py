@@ -16,7 +16,15 @@ from regbench.data.modular import load_modular, modular_pairs
 from regbench.data.samples import Samples
 from regbench.errors import UserError
 from regbench.functional.fourier import inverse_participation_ratio
-from regbench.measures.modular import ModularMeasures, accuracies, gains, pruned_predictions, unit_ipr
+from regbench.measures.modular import (
+    ModularMeasures,
+    accuracies,
+    gains,
+    operation_of,
+    pruned_predictions,
+    residue_order,
+    unit_ipr,
+)
 from regbench.regularizers.theory.base import SampleClassifier
 from regbench.regularizers.theory.grokking import Grokking, one_hot_squared_error
 from support import history, read_result, weights
@@ -167,7 +175,7 @@ def test_the_analytic_solution_needs_no_training(p, hidden, accuracy):
         f = network(pairs)
     assert (f.argmax(1) == result).double().mean().item() == accuracy
     assert (f[torch.arange(len(f)), result] / hidden).mean().item() == pytest.approx(0.5, abs=0.02)
-    torch.testing.assert_close(unit_ipr(network).detach().float(), torch.ones(hidden))
+    torch.testing.assert_close(unit_ipr(network, torch.arange(p)).detach().float(), torch.ones(hidden))
 
 
 def test_it_is_built_for_pairs_and_refuses_what_can_not_be():
@@ -214,7 +222,43 @@ def test_a_units_score_is_the_mean_of_its_three():
     with torch.no_grad():
         network.first.weight.copy_(torch.cat([i.cos(), i.cos() + (2 * i).cos()])[:, None])
         network.out.weight.copy_(delta[:, None])
-    assert unit_ipr(network).item() == pytest.approx((1 + 0.5 + 0.25) / 3, abs=1e-6)
+    assert unit_ipr(network, torch.arange(7)).item() == pytest.approx((1 + 0.5 + 0.25) / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("p", [2, 3, 23, 59])
+def test_places_of_residues_are_logarithms_for_multiplication(p):
+    order = residue_order(p, "multiplication")
+    assert sorted(order.tolist()) == list(range(1, p))
+    place = {residue: k for k, residue in enumerate(order.tolist())}
+    assert all(place[i * j % p] == (place[i] + place[j]) % (p - 1) for i in range(1, p) for j in range(1, p))
+    assert torch.equal(residue_order(p, "addition"), torch.arange(p))
+
+
+def test_units_that_multiply_are_periodic_in_the_logarithm():
+    """Gromov's cosines in log i in place of i: they multiply, untrained, and each is one cosine; in i it is none."""
+    p, order = 59, residue_order(59, "multiplication")
+    logarithmic, network = analytic(p - 1, 300), ModularMLP(p, hidden=300)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    with torch.no_grad():
+        network.first.weight[torch.cat([order, p + order])] = logarithmic.first.weight
+        network.out.weight[order] = logarithmic.out.weight
+        pairs, result = modular_pairs(p, "multiplication")
+        pairs, result = pairs[result > 0], result[result > 0]
+        assert torch.equal(network(pairs).argmax(1), result)
+    torch.testing.assert_close(unit_ipr(network, order).detach().float(), torch.ones(300))
+    assert unit_ipr(network, torch.arange(p)).max() < 0.3
+
+
+def test_the_operation_is_read_off_the_results():
+    for operation in ("addition", "multiplication"):
+        assert operation_of(*modular_pairs(7, operation), 7) == operation
+    pairs, result = modular_pairs(7, "addition")
+    assert operation_of(pairs, (result + 1) % 7, 7) == ""
+    assert residue_order(7, "") is None
+    assert [p for p in range(2, 30) if residue_order(p, "multiplication") is not None] == [
+        2, 3, 5, 7, 11, 13, 17, 19, 23, 29
+    ]  # fmt: skip
 
 
 def test_gains():
@@ -227,10 +271,11 @@ def test_gains():
             network.first.weight[:, k] = wave.repeat(2)
             network.out.weight[:, k] = wave
         network.norm.weight.copy_(torch.tensor([-4.0, 1.0, 2.0, 3.0]))
-    assert gains(Grokking(network, 7)) == pytest.approx(
+    assert gains(Grokking(network, 7), torch.arange(7)) == pytest.approx(
         {"gain_low_ipr": 1.5, "gain_high_ipr": 3.5, "gain_ipr": 1.0}
     )
-    assert gains(Grokking(ModularMLP(7, hidden=4), 7)) == {}
+    assert gains(Grokking(network, 7), None) == {}
+    assert gains(Grokking(ModularMLP(7, hidden=4), 7), torch.arange(7)) == {}
 
 
 # -- pruning and accuracies --------------------------------------------------------------------------------------------
@@ -386,6 +431,28 @@ def test_a_run_and_its_curves(train):
     assert {path.name for path in (folder / "figures").iterdir()} == {"modular.png", "pruning.png"}
 
 
+def test_a_run_of_multiplication_takes_the_residues_by_their_logarithms(train):
+    options = [*SMALL, "dataset.operation=multiplication", "trainer.max_epochs=1"]
+    _, folder = train(*options)
+    network = ModularMLP(13, hidden=32)
+    network.load_state_dict(
+        {name.removeprefix("backbone.network."): value for name, value in weights(folder).items()}
+    )
+    ipr = unit_ipr(network, torch.tensor([pow(2, k, 13) for k in range(12)]))  # 2 is a primitive root of 13
+    assert read_result(folder)["metrics"]["test/ipr"] == pytest.approx(ipr.median().item(), rel=1e-6)
+
+
+def test_where_no_order_is_periodic_the_ratio_is_left_out(train, capsys):
+    options = [*SMALL, "dataset.operation=multiplication", "dataset.p=12", "trainer.max_epochs=1"]
+    code, folder = train(*options)
+    assert code == 0
+    assert "test/right_labels" in read_result(folder)["metrics"]
+    assert "test/ipr" not in read_result(folder)["metrics"]
+    code, _ = train(*options, "callbacks.modular.prune=[10]", run_dir="pruned")
+    assert code == 2
+    assert "another dataset.p than 12" in capsys.readouterr().err
+
+
 def test_resuming_gives_the_same_weights_and_curves(train):
     options = [*SMALL, "backbone.dropout=0.5"]
     _, whole = train(*options, "trainer.max_epochs=2", run_dir="whole")
@@ -420,7 +487,7 @@ def test_full_inversion_at_a_small_modulus():
     assert of_test[24] < 0.1
     assert right <= of_train[-1] < right + 0.04
     assert of_test[-1] > 0.98
-    assert unit_ipr(method.backbone.network).median() > 0.5
+    assert unit_ipr(method.backbone.network, torch.arange(31)).median() > 0.5
 
 
 def test_the_measure_refuses_other_data(train, capsys):
