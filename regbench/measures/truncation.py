@@ -123,7 +123,9 @@ class Truncation(pl.Callback):
             for name, ranks in {"uncut": uncut, **cuts}.items():
                 with cut_to(layers, ranks):
                     exported[name] = plain(network)
-                if _channels_last(module.backbone):  # new layers are not, and a network that is mixed is slower
+                if _channels_last(
+                    module.backbone
+                ):  # new layers are not, and a network that is mixed is slower
                     exported[name].to(memory_format=torch.channels_last)
             times = milliseconds(exported, image)
             module.log_dict({f"test/ms_{name}": time for name, time in times.items()})
