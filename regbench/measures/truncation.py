@@ -24,10 +24,8 @@ from regbench.regularizers.base import batch_fields
 from regbench.regularizers.classification.base import ClassificationMethod
 
 SLICES = 10  # of a layer's rank, cut one by one in the search
-ROUNDS, PASSES = (
-    15,
-    10,
-)  # in a round each network makes its passes after the other: a machine is not always as fast
+# In a round each network makes its passes after the other: a machine is not always as fast.
+ROUNDS, PASSES = 15, 10
 
 
 class Truncation(pl.Callback):
@@ -123,9 +121,8 @@ class Truncation(pl.Callback):
             for name, ranks in {"uncut": uncut, **cuts}.items():
                 with cut_to(layers, ranks):
                     exported[name] = plain(network)
-                if _channels_last(
-                    module.backbone
-                ):  # new layers are not, and a network that is mixed is slower
+                # New layers are not, and a network that is mixed is slower.
+                if _channels_last(module.backbone):
                     exported[name].to(memory_format=torch.channels_last)
             times = milliseconds(exported, image)
             module.log_dict({f"test/ms_{name}": time for name, time in times.items()})
@@ -143,10 +140,8 @@ class Truncation(pl.Callback):
                 total = sum(F.cross_entropy(network(x), y, reduction="sum") for x, y in held_out)
             return float(total)
 
-        ranks = uncut
-        for budget in sorted(
-            self.budgets, reverse=True
-        ):  # the search for a smaller one goes on from the larger one
+        ranks = uncut  # the search for a smaller budget goes on from the larger one
+        for budget in sorted(self.budgets, reverse=True):
             ranks = greedy_ranks(ranks, loss, macs, budget * whole, SLICES)
             module.log(f"test/accuracy_macs_{100 * budget:g}", accuracy(ranks))
             module.log(f"test/macs_macs_{100 * budget:g}", macs(ranks) / whole)

@@ -158,9 +158,8 @@ def misfit(y: Tensor, found: Tensor, measured: Tensor | None = None) -> Tensor:
     """
     kept = torch.ones_like(y) if measured is None else measured.expand_as(y)
     squared = ((y - found).pow(2) * kept).flatten(1).sum(1)
-    return (
-        squared / kept.flatten(1).sum(1).clamp(min=1)
-    ).sqrt()  # 1: of a small image random masks may leave nothing
+    count = kept.flatten(1).sum(1).clamp(min=1)  # of a small image random masks may leave nothing
+    return (squared / count).sqrt()
 
 
 class RestorationMethod(Method):
