@@ -4,14 +4,25 @@ import csv
 import json
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK, WHOLE, LAST = 32768, 1, 4  # of W&B's own file
 QUICK = ["dataset=digits", "backbone=mlp", "trainer.max_epochs=1", "logger=none", "progress=none"]
+
+
+def ranks_of_two(monkeypatch) -> Iterator[int]:
+    """0, then 1: while one is out, torch.distributed says that this is that process of two."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        yield rank
 
 
 def read_result(folder: Path) -> dict:

@@ -1,5 +1,7 @@
 """Batches that are spread over processes. With one process nothing here does anything."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
@@ -32,6 +34,18 @@ def own_rows(batch: Tensor) -> Tensor:
     """This process's rows (B / world, ...) of a global batch (B, ...): what `gather_rows` gathered."""
     world = world_size()
     return batch if world == 1 else batch[dist.get_rank() :: world]
+
+
+def own_draw(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """This process's rows (B / world, ...) of what is drawn for the global batch: draw(B) → (B, ...).
+
+    A method's generators are alike on every process, so that all draw the same; without this, different samples would
+    get the same noise.
+
+    Args:
+        rows: B / world.
+    """
+    return own_rows(draw(rows * world_size()))
 
 
 def gather_split(rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from support import read_result
 RUN = ["dataset=digits", "trainer.max_epochs=8", "dataset.batch_size=32", "checkpoint.select=last", "logger=none",
        "progress=none", "accelerator=cpu"]  # fmt: skip
 MLP = ["backbone=mlp", "backbone.hidden=[16]"]
+SHORT = ["backbone=small_cnn", "backbone.width=8", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 CUT = ["callbacks=[default,size,truncation]", "callbacks.truncation.shares=[1.0,0.3]"]
 
 
@@ -106,14 +107,8 @@ def test_what_is_timed_is_as_many_images_and_in_the_layout_of_the_run(train, mon
         "callbacks.truncation.shares=[0.3]",
         "callbacks.truncation.budgets=[]",
     ]
-    short = [
-        "backbone=small_cnn",
-        "backbone.width=8",
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=2",
-    ]
     layout = ["accelerator.channels_last=true", "dataset.eval_batch_size=3", "callbacks.truncation.latency=8"]
-    train(*RUN, *cuts, *short, *layout)
+    train(*RUN, *cuts, *SHORT, *layout)
     [(networks, image)] = seen
     assert len(image) == 8
     weights = [
@@ -142,13 +137,7 @@ def test_networks_of_another_type_than_the_loaders_images(train, precision):
         "callbacks.truncation.shares=[0.5]",
         "callbacks.truncation.budgets=[]",
     ]
-    short = [
-        "backbone=small_cnn",
-        "backbone.width=8",
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=2",
-    ]
-    code, folder = train(*RUN, *cuts, *short, "regularizer=maestro", f"accelerator.precision={precision}")
+    code, folder = train(*RUN, *cuts, *SHORT, "regularizer=maestro", f"accelerator.precision={precision}")
     assert code == 0
     assert "test/accuracy_rank_50" in read_result(folder)["metrics"]
 

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from regbench.backbones.small import small_cnn
 from regbench.backbones.timm_models import timm_model
 from regbench.errors import UserError, unknown
-from regbench.functional.distributed import gather_rows, own_rows, world_size
+from regbench.functional.distributed import gather_rows, own_draw, own_rows, world_size
 from regbench.registry import Paper, register
 from regbench.regularizers.base import batch_fields
 from regbench.regularizers.classification.base import ClassificationMethod
@@ -399,14 +399,12 @@ class NoiseMask(ClassificationMethod):
             return None
         if self.mask == "constant":
             return image.new_full((len(image), 1, *self._size(image)), 0.5)
-        count = len(image) * world_size()
+        device = image.device
         if self.mask == "gaussian_noise":
-            normal = torch.randn(
-                count, *image.shape[1:], device=image.device, generator=self._device_generator(image.device)
-            )
-            return self.noise * own_rows(normal)
-        ones = torch.ones(count, self.grid**2, device=image.device)
-        return smooth_mask(own_rows(self.draw(ones, ones)), self._size(image), self.kernel, self.sigma)
+            options = {"device": device, "generator": self._device_generator(device)}
+            return self.noise * own_draw(lambda n: torch.randn(n, *image.shape[1:], **options), len(image))
+        cells = own_draw(lambda n: self.draw(*torch.ones(2, n, self.grid**2, device=device)), len(image))
+        return smooth_mask(cells, self._size(image), self.kernel, self.sigma)
 
     def draw(self, alpha: Tensor, beta: Tensor, stream: str = "mask") -> Tensor:
         """Cells ~ Beta(α, β), (B, K), in [10⁻⁶, 1 − 10⁻⁶]."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from regbench.errors import UserError
 from regbench.functional.diffusion import noised
-from regbench.functional.distributed import own_rows, world_size
+from regbench.functional.distributed import own_draw
 from regbench.functional.moving_average import step_average
 from regbench.registry import Paper, register
 from regbench.regularizers.base import batch_fields
@@ -89,12 +89,11 @@ class DDPM(NoisePredictor):
 
     def training_loss(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
         x = to_signed(batch_fields(batch, ("image",))[0])
-        # The generator is alike on every process: all draw for the global batch, and each takes its own rows.
-        draws, count = self.generator("diffusion"), len(x) * world_size()
-        time = own_rows(torch.randint(len(self.alpha_bar), (count,), generator=draws)).to(x.device)
-        noise = torch.randn((count, *x.shape[1:]), generator=draws, dtype=torch.float32)
-        noise = own_rows(noise).to(x.device)
-        return noise_loss(self.student.network, x, time, noise, self.alpha_bar.to(x.device))
+        options = {"generator": self.generator("diffusion")}
+        time = own_draw(lambda n: torch.randint(len(self.alpha_bar), (n,), **options), len(x))
+        noise = own_draw(lambda n: torch.randn(n, *x.shape[1:], dtype=torch.float32, **options), len(x))
+        drawn = time.to(x.device), noise.to(x.device), self.alpha_bar.to(x.device)
+        return noise_loss(self.student.network, x, *drawn)
 
     def training_step(self, batch, batch_idx: int) -> Tensor | None:
         return None if self.frozen else super().training_step(batch, batch_idx)

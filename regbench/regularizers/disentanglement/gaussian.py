@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regbench.errors import UserError
-from regbench.functional.distributed import own_rows, world_size
+from regbench.functional.distributed import own_draw
 from regbench.regularizers.disentanglement.base import AutoencoderMethod, Latent
 
 
@@ -41,8 +41,7 @@ class GaussianAutoencoder(AutoencoderMethod):
         deviation = F.softplus(deviation)
         z = mean
         if self.training:
-            # The generator is alike on every process: all draw for the global batch, and each takes its own rows.
-            shape = len(mean) * world_size(), mean.shape[1]
-            noise = own_rows(torch.randn(shape, generator=self.generator("latent"), dtype=mean.dtype))
+            options = {"generator": self.generator("latent"), "dtype": mean.dtype}
+            noise = own_draw(lambda n: torch.randn(n, mean.shape[1], **options), len(mean))
             z = mean + deviation * noise.to(mean.device)
         return Latent(z, mean, {"deviation": deviation})

@@ -13,7 +13,7 @@ from torchmetrics import MaxMetric
 from regbench import seeding
 from regbench.errors import UserError, unknown
 from regbench.extras import need
-from regbench.functional.distributed import own_rows, world_size
+from regbench.functional.distributed import own_draw
 from regbench.functional.proximal import (
     alternating_directions,
     check_solver,
@@ -70,9 +70,10 @@ class DenoisingMethod(Method):
 
     def training_loss(self, batch: Mapping[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
         (image,) = batch_fields(batch, ("image",))
-        # The generator is alike on every process: all draw for the global batch, and each takes its own rows.
-        shape = len(image) * world_size(), *image.shape[1:]
-        noise = own_rows(torch.randn(shape, generator=self.generator("denoising"))).to(image)
+        generator = self.generator("denoising")
+        noise = own_draw(lambda n: torch.randn(n, *image.shape[1:], generator=generator), len(image)).to(
+            image
+        )
         return self.denoising_loss(self.backbone(image + self.sigma * noise), image)
 
     def validation_step(self, batch, batch_idx: int) -> None:

@@ -14,11 +14,10 @@ from regbench.data import pictures
 from regbench.data.builtin import load_mnist5k
 from regbench.data.pictures import load_crops, load_digits
 from regbench.errors import UserError
-from regbench.functional import distributed
 from regbench.functional.diffusion import alpha_bars, ddim_shares, denoised, noised, time_grid
 from regbench.regularizers.diffusion import ddpm
 from regbench.regularizers.diffusion.ddpm import DDPM, noise_loss
-from support import history, read_result, weights
+from support import history, ranks_of_two, read_result, weights
 
 BARS = alpha_bars(1000, 1e-4, 0.02)
 TINY = ["regularizer=ddpm", "dataset.size=8", "dataset.test=10", "backbone.channels=[8,8]", "trainer.max_epochs=1",
@@ -113,10 +112,7 @@ def test_processes_draw_their_rows_of_the_same_noise(monkeypatch):
 
     image = torch.rand(4, 1, 8, 8)
     DDPM(Seeing(), 0).training_loss({"image": image})
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+    for rank in ranks_of_two(monkeypatch):
         DDPM(Seeing(), 0).training_loss({"image": image[rank::2]})
         for whole, own in zip(seen[0], seen[-1], strict=True):
             assert torch.equal(own, whole[rank::2])

@@ -8,7 +8,6 @@ from torch.distributions import Normal, kl_divergence
 
 from regbench.backbones.autoencoder import mlp_autoencoder
 from regbench.errors import UserError
-from regbench.functional import distributed
 from regbench.regularizers.disentanglement import beta_tcvae
 from regbench.regularizers.disentanglement.ae import PlainAutoencoder
 from regbench.regularizers.disentanglement.base import Latent
@@ -18,7 +17,7 @@ from regbench.regularizers.disentanglement.bio_ae import BioAE, biological_cost
 from regbench.regularizers.disentanglement.info_wgan_gp import InfoWGANGP
 from regbench.regularizers.disentanglement.latent_quantization import LatentQuantization
 from regbench.regularizers.disentanglement.vq_vae import VQVAE, nearest
-from support import read_result
+from support import ranks_of_two, read_result
 
 IMAGES = torch.full((2, 1, 4, 4), 0.5)
 SMALL = ["backbone=autoencoder_mlp", "backbone.hidden=[8]", "dataset.size=8", "dataset.evaluate=64",
@@ -100,10 +99,7 @@ def test_gaussian_latents_are_drawn_in_training_only(cls):
 def test_processes_draw_their_rows_of_the_same_noise(monkeypatch):
     code, whole = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), make(BetaVAE)
     expected = whole.latent(code).z
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+    for rank in ranks_of_two(monkeypatch):
         assert torch.equal(make(BetaVAE).latent(code[rank::2]).z, expected[rank::2])
 
 

@@ -12,7 +12,6 @@ from regbench.backbones import build
 from regbench.backbones.lpn import ImageLPN, VectorLPN
 from regbench.data.laplace import load_laplace
 from regbench.errors import UserError
-from regbench.functional import distributed
 from regbench.functional.proximal import (
     alternating_directions,
     invert,
@@ -30,7 +29,7 @@ from regbench.regularizers.restoration.learned_proximal import (
 )
 from regbench.regularizers.restoration.plug_and_play import PlugAndPlay
 from regbench.regularizers.restoration.total_variation import TotalVariation
-from support import read_result
+from support import ranks_of_two, read_result
 
 TINY = ["logger=none", "progress=none", "dataset.size=8", "dataset.test=10", "trainer.max_epochs=2",
         "trainer.limit_train_batches=3"]  # fmt: skip
@@ -165,10 +164,7 @@ def test_processes_draw_their_rows_of_the_same_noise(monkeypatch):
 
     image = torch.rand(4, 1, 8, 8)
     Denoiser(Seeing(), 0).training_loss({"image": image})
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+    for rank in ranks_of_two(monkeypatch):
         Denoiser(Seeing(), 0).training_loss({"image": image[rank::2]})
         assert torch.equal(seen[-1], seen[0][rank::2])
 
